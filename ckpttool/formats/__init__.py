@@ -1,0 +1,114 @@
+"""The registry of formats: which module reads and writes which kind of file.
+
+A format is a module with four names:
+
+    NAME: str                                        "safetensors"
+    SUFFIXES: tuple[str, ...]                        output suffixes that choose it: (".safetensors",)
+    recognise(path: Path, head: bytes) -> bool       from the first HEAD_BYTES bytes of a file (b"" for a directory)
+    read(path: Path, *, section: str | None = None) -> Checkpoint
+    lay_out(artifact: Artifact) -> tuple[OutputFile, ...]
+
+Files are recognised by content, never by suffix; outputs are chosen by suffix. A module is imported when the
+first file could be its own, so that no command pays for formats that it does not meet.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Protocol
+
+from ckpttool.errors import NotFoundError, UnreadableError, UnsupportedError, UsageError
+from ckpttool.tensors import Artifact, Checkpoint, OutputFile
+
+__all__ = ["HEAD_BYTES", "Format", "format_for_output", "get_format", "open_checkpoint"]
+
+HEAD_BYTES = 4096
+
+
+class Format(Protocol):
+    """What a format module offers; see the module docstring."""
+
+    NAME: str
+    SUFFIXES: tuple[str, ...]
+
+    def recognise(self, path: Path, head: bytes) -> bool:
+        """Whether a file that starts like this is of this format."""
+
+    def read(self, path: Path, *, section: str | None = None) -> Checkpoint:
+        """Open a checkpoint without reading any weight."""
+
+    def lay_out(self, artifact: Artifact) -> tuple[OutputFile, ...]:
+        """Give every byte of the output its place."""
+
+
+_MODULES = {
+    "torch": "ckpttool.formats.torch_file",
+    "safetensors": "ckpttool.formats.safetensors_file",
+}
+"""Name to module, in the order in which they are asked."""
+
+
+def get_format(name: str) -> Format:
+    """The format of this name, imported now."""
+    module: Format = importlib.import_module(_MODULES[name])
+    return module
+
+
+def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoint:
+    """Open a checkpoint of any format, recognised by its content. No weight is read.
+
+    Args:
+        path: A checkpoint file, or a directory that is one checkpoint.
+        section: Dotted key path of the weights inside the file, where they are not found by themselves.
+
+    Raises:
+        NotFoundError: There is no such file.
+        UnreadableError: The file is empty, truncated, corrupt, or of a kind that nobody here knows.
+    """
+    path = Path(path)
+    try:
+        head = b""
+        if not path.is_dir():
+            with path.open("rb") as file:
+                head = file.read(HEAD_BYTES)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: no such file or directory", path=path) from error
+    except OSError as error:
+        raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
+    if not head and not path.is_dir():
+        raise UnreadableError(
+            f"{path}: the file is empty",
+            path=path,
+            hint="The run may have been interrupted while it was saving.",
+        )
+    for name in _MODULES:
+        candidate = get_format(name)
+        if candidate.recognise(path, head):
+            return candidate.read(path, section=section)
+    raise UnsupportedError(
+        f"{path}: not a checkpoint of a known format (it starts with {head[:8]!r})",
+        path=path,
+        hint="ckpttool reads safetensors and PyTorch files (.safetensors, .pt, .pth, .ckpt, .bin).",
+    )
+
+
+def format_for_output(path: Path, newest: Checkpoint) -> Format:
+    """The format that an output path asks for by its suffix; the newest member's own where it has none.
+
+    Raises:
+        UsageError: Nothing can write such a file.
+    """
+    own = get_format(newest.format)
+    suffix = path.suffix.lower()
+    if path.name == newest.path.name or not suffix or suffix in own.SUFFIXES:
+        return own
+    for name in _MODULES:
+        candidate = get_format(name)
+        if suffix in candidate.SUFFIXES:
+            return candidate
+    raise UsageError(
+        f"{path}: no format is known for files that end in {suffix!r}",
+        hint="End the output's name in .safetensors, .pt, .pth, .ckpt or .bin.",
+        path=path,
+    )

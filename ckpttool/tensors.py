@@ -1,0 +1,290 @@
+"""The words that travel between rooms: where a tensor's bytes are, and where they go.
+
+A checkpoint is a map from tensor names to byte extents in files. A format reads a file into a `Checkpoint`
+and lays an `Artifact` (what shall be written) out as `OutputFile`s; everything between is arithmetic on
+extents. Nothing here opens a file, and nothing here needs numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+__all__ = [
+    "DTYPES",
+    "Artifact",
+    "Checkpoint",
+    "Copy",
+    "DType",
+    "Extent",
+    "OutputFile",
+    "OutputTensor",
+    "Slot",
+    "TensorId",
+    "TensorSpec",
+    "c_strides",
+    "is_dense",
+]
+
+Kind = Literal["float", "complex", "integer", "bool"]
+
+TensorId = tuple[str, str]
+"""(section, name): ``("", name)`` for the weights, ``("ema", name)`` for a copy stored beside them."""
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """An element type. `kind` decides what happens to it: only float and complex are ever averaged."""
+
+    name: str
+    itemsize: int
+    kind: Kind
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether a mean of such elements means anything."""
+        return self.kind in {"float", "complex"}
+
+    def __str__(self) -> str:
+        return self.name
+
+
+DTYPES: Mapping[str, DType] = {
+    dtype.name: dtype
+    for dtype in (
+        DType("float64", 8, "float"),
+        DType("float32", 4, "float"),
+        DType("float16", 2, "float"),
+        DType("bfloat16", 2, "float"),
+        DType("float8_e4m3fn", 1, "float"),
+        DType("float8_e4m3fnuz", 1, "float"),
+        DType("float8_e5m2", 1, "float"),
+        DType("float8_e5m2fnuz", 1, "float"),
+        # A power of two that scales a block of other numbers: a mean of scales belongs to no block.
+        DType("float8_e8m0fnu", 1, "integer"),
+        DType("complex128", 16, "complex"),
+        DType("complex64", 8, "complex"),
+        DType("int64", 8, "integer"),
+        DType("int32", 4, "integer"),
+        DType("int16", 2, "integer"),
+        DType("int8", 1, "integer"),
+        DType("uint64", 8, "integer"),
+        DType("uint32", 4, "integer"),
+        DType("uint16", 2, "integer"),
+        DType("uint8", 1, "integer"),
+        DType("bool", 1, "bool"),
+    )
+}
+"""Every element type ckpttool knows, by the name that numpy, ml_dtypes and torch share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """`nbytes` bytes of a file from byte `offset` on.
+
+    `deflated` is None for plain bytes; otherwise the bytes are a raw DEFLATE stream of `deflated` bytes that
+    starts at `offset` and inflates to `nbytes`. `crc32`, where known, is that of the plain bytes.
+    """
+
+    path: Path
+    offset: int
+    nbytes: int
+    deflated: int | None = None
+    crc32: int | None = None
+
+
+def c_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides, in elements, of an array of this shape in C order (last dimension fastest)."""
+    strides = [1] * len(shape)
+    for axis in range(len(shape) - 2, -1, -1):
+        strides[axis] = strides[axis + 1] * max(shape[axis + 1], 1)
+    return tuple(strides)
+
+
+def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether the elements fill one gapless run, in whatever order of dimensions (C, Fortran, channels last)."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor as it lies in a file: a view of a storage.
+
+    Two names whose specs are equal are tied: they are one tensor. `strides` is None for C order and only then,
+    so that equal views are equal specs (use `TensorSpec.view` to build one from arbitrary strides).
+
+    Attributes:
+        dtype: Its element type.
+        shape: Its shape; ``()`` for a scalar.
+        storage: The bytes of the whole storage it is a view of.
+        offset: Index of its first element in the storage, in elements.
+        strides: In elements, one for each dimension; None for C order.
+        big_endian: Whether the bytes of an element stand in the other order.
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    storage: Extent
+    offset: int = 0
+    strides: tuple[int, ...] | None = None
+    big_endian: bool = False
+
+    @classmethod
+    def view(
+        cls,
+        dtype: DType,
+        storage: Extent,
+        offset: int,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        *,
+        big_endian: bool = False,
+    ) -> TensorSpec:
+        """A view with arbitrary strides, in its one normal form (strides of dimensions of size 1 mean nothing)."""
+        plain = c_strides(shape)
+        is_c = math.prod(shape) <= 1 or all(
+            size == 1 or stride == expected for size, stride, expected in zip(shape, strides, plain, strict=True)
+        )
+        return cls(dtype, shape, storage, offset, None if is_c else strides, big_endian)
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes of its elements (not of the storage)."""
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether its elements fill one gapless run of its storage, in whatever order of dimensions."""
+        return self.strides is None or is_dense(self.shape, self.strides)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, opened: what tensors it has and where their bytes are. No weight has been read.
+
+    Attributes:
+        path: The file or directory as the user named it.
+        format: Name of its format in the registry of `ckpttool.formats`.
+        weights: The model's weights: name to spec, in the file's own order.
+        copies: Further sets of the same weights that the file holds beside them (a stored moving average),
+            by the dotted key path where they stand: ``{"ema": {...}}``, ``{"extra_state.ema": {...}}``.
+        section: Dotted key path(s) where the weights were found; empty for a bare state dict.
+        step: The training step that the content states, or None.
+        values: The small plain values of the container (numbers, strings, booleans), by dotted key path:
+            ``{"epoch": 3, "metrics.loss": 1.5}``. Where steps and metrics are looked up.
+        metadata: String-to-string metadata, where the format has such (safetensors).
+        provenance: What an earlier run of ckpttool wrote into this file; None for all others.
+        files: Every file that belongs to the checkpoint.
+        state: Dotted key paths of training state (optimizer, scaler, scheduler) that the container holds.
+        notes: Sentences about this file that a user should read.
+        container: The format's own view of the file, which it needs to write the same kind of file again.
+    """
+
+    path: Path
+    format: str
+    weights: Mapping[str, TensorSpec]
+    copies: Mapping[str, Mapping[str, TensorSpec]] = field(default_factory=dict)
+    section: str = ""
+    step: int | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, Any] | None = None
+    files: tuple[Path, ...] = ()
+    state: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    container: Any = None
+
+    def tensors(self) -> dict[TensorId, TensorSpec]:
+        """Weights and copies together, by (section, name)."""
+        both = {("", name): spec for name, spec in self.weights.items()}
+        for section, tensors in self.copies.items():
+            both.update({(section, name): spec for name, spec in tensors.items()})
+        return both
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """A tensor as it shall be written: dense, in the order of dimensions that `strides` (None: C order) gives."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What shall be written, before it has a place in a file. A format's `lay_out` turns it into OutputFiles.
+
+    Attributes:
+        tensors: Every tensor to be written, by (section, name), in output order. Tied names are all present.
+        ties: Of tied names, each but the first maps to the first: one set of bytes serves them all.
+        template: The checkpoint whose container is kept, everything but `tensors` as it is in there. None, or a
+            checkpoint of another format: a plain file of the weights.
+        keep_state: Whether the training state in the template's container is kept as well.
+        provenance: What the output was made of, JSON-able; written into the file where the format can hold it.
+        stem: The output's file name without its suffix.
+    """
+
+    tensors: Mapping[TensorId, OutputTensor]
+    ties: Mapping[TensorId, TensorId] = field(default_factory=dict)
+    template: Checkpoint | None = None
+    keep_state: bool = False
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    stem: str = "archive"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place in an output file that a tensor of the artifact fills."""
+
+    offset: int
+    nbytes: int
+    tensor: TensorId
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A place in an output file that is filled with an input's bytes as they are."""
+
+    offset: int
+    source: Extent
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One file of the output, laid out to the byte before any weight is read.
+
+    Attributes:
+        name: Path relative to the output; empty when the output is this one file.
+        nbytes: Its final size.
+        literals: (offset, bytes) that are known already: headers, pickles, padding that is not zero.
+        slots: Places to be filled with tensors. Slots and copies do not overlap; gaps are zero.
+        copies: Places to be filled with bytes of an input.
+        seal: Given the CRC-32 of each slot and copy by its offset, the last (offset, bytes) pieces: what can only be
+            written once the contents are known. None when the format has no checksums.
+    """
+
+    name: str
+    nbytes: int
+    literals: tuple[tuple[int, bytes], ...] = ()
+    slots: tuple[Slot, ...] = ()
+    copies: tuple[Copy, ...] = ()
+    seal: Callable[[Mapping[int, int]], Sequence[tuple[int, bytes]]] | None = None
