@@ -8,7 +8,7 @@ points, so that ends decide and bisection finds, for a training of any length.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -16,7 +16,7 @@ from typing import Literal
 from ckpttool.schedule_family import ScheduleSpec
 from ckpttool.schedules import Schedule
 
-__all__ = ["Extent", "Landmark", "default_last_step", "extents", "landmarks"]
+__all__ = ["Landmark", "Point", "default_last_step", "landmarks", "sample"]
 
 Mark = Literal["start", "peak", "leaves floor", "back to floor"]
 
@@ -41,14 +41,8 @@ class Landmark:
     rate: float
 
 
-@dataclass(frozen=True)
-class Extent:
-    """The rates of a range of steps: its ends, and how low and high it gets."""
-
-    first: float
-    last: float
-    lowest: float
-    highest: float
+Point = tuple[int, float]
+"""A step and its rate."""
 
 
 def landmarks(spec: ScheduleSpec) -> list[Landmark]:
@@ -125,21 +119,23 @@ def _first_change(schedule: Schedule, floor: float, low: int, high: int) -> int:
     return high
 
 
-def extents(spec: ScheduleSpec, schedule: Schedule, edges: Sequence[int]) -> list[Extent]:
-    """How the curve runs over each range of steps between `edges`, without going through the steps.
+def sample(spec: ScheduleSpec, schedule: Schedule, ranges: Iterable[tuple[int, int]]) -> list[list[Point]]:
+    """The points that decide how the curve runs over each range of steps: its ends, and its turning points inside.
+
+    Between them the curve only rises or only falls, so that their lowest and highest rates are those of the whole
+    range, and a staircase or a peak between two columns of a picture is not lost.
 
     Args:
         spec: The schedule as data.
         schedule: ``spec.build()``, in whatever dtype.
-        edges: Ascending steps, at least 0. Range i has the steps ``edges[i]`` up to ``edges[i + 1] - 1``.
+        ranges: First and last step of each, both included, at least 0.
     """
     turns = [spec.argument_of(turn) for turn in spec.turns()]
     found = []
-    for first, end in pairwise(edges):
-        inside = turns[bisect_right(turns, first) : bisect_left(turns, end)]
-        ends = schedule(first), schedule(end - 1)
-        rates = [*ends, *map(schedule, inside)]
-        found.append(Extent(*ends, min(rates), max(rates)))
+    for first, last in ranges:
+        inside = turns[bisect_right(turns, first) : bisect_left(turns, last)]
+        steps = [first, *inside, last] if last > first else [first]
+        found.append([(step, schedule(step)) for step in steps])
     return found
 
 

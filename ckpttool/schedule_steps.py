@@ -50,7 +50,7 @@ class StepSelection:
             marked: The steps of the markers.
         """
         everything = (range(1, last_step + 1),) if self.everything else ()
-        sources = [*self.ranges, *everything, sorted(set(marked))]
+        sources: list[Sequence[int]] = [*self.ranges, *everything, sorted(set(marked))]
         sources = [source for source in sources if source]
         if len(sources) == 1:
             return sources[0]
