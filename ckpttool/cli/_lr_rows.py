@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Literal
 
 from ckpttool.schedule_family import Dtype, ScheduleSpec, Semantics
+from ckpttool.schedules import Schedule
 
 __all__ = ["FORMATS", "Curve", "Format", "Rows", "render"]
 
@@ -63,24 +64,31 @@ class Rows:
         """Names for people: ``step``, ``applied``, ``logged``, or ``A applied`` and so on."""
         return ["step", *(f"{c.letter} {s}".strip() for c in self.curves for s in self.semantics)]
 
-    def chunks(self, text: Callable[[float], str]) -> Iterator[tuple[list[int], list[tuple[str, ...]]]]:
-        """The steps and the cells beside them. A cell is empty where there is no rate: no update has the number 0."""
+    def chunks(self, text: Callable[[float], str]) -> Iterator[Iterator[tuple[str, ...]]]:
+        """Rows of cells, the step first. A cell is empty where there is no rate: no update has the number 0."""
+        schedules = {
+            (index, semantics): curve.spec.build(self.dtype, semantics)
+            for index, curve in enumerate(self.curves)
+            for semantics in self.semantics
+        }
         iterator = iter(self.steps)
         while steps := list(islice(iterator, _CHUNK)):
-            columns = [column for curve in self.curves for column in self._cells(curve, steps, text)]
-            yield steps, list(zip(*columns, strict=True))
+            columns = [
+                column
+                for index in range(len(self.curves))
+                for column in self._cells([schedules[index, each] for each in self.semantics], steps, text)
+            ]
+            yield zip(map(str, steps), *columns)  # noqa: B905 (strict costs a third of the row)
 
-    def _cells(self, curve: Curve, steps: list[int], text: Callable[[float], str]) -> list[list[str]]:
-        if self.dtype == "float64" and len(self.semantics) == 2 and steps[-1] - steps[0] == len(steps) - 1:
+    def _cells(self, schedules: list[Schedule], steps: list[int], text: Callable[[float], str]) -> list[list[str]]:
+        if self.dtype == "float64" and len(schedules) == 2 and steps[-1] - steps[0] == len(steps) - 1:
             # What step k logs is what update k + 1 applies: in a run of steps each rate is computed and printed once.
-            schedule = curve.spec.build()
-            cells = list(map(text, map(schedule, range(max(steps[0] - 1, 0), steps[-1] + 1))))
+            cells = list(map(text, map(schedules[0], range(max(steps[0] - 1, 0), steps[-1] + 1))))
             cells = ["", *cells] if steps[0] == 0 else cells
             by_name = {"applied": cells[:-1], "logged": cells[1:]}
             return [by_name[semantics] for semantics in self.semantics]
         columns = []
-        for semantics in self.semantics:
-            schedule = curve.spec.build(self.dtype, semantics)
+        for semantics, schedule in zip(self.semantics, schedules, strict=True):
             if semantics == "logged":
                 columns.append(list(map(text, map(schedule, steps))))
             else:
@@ -110,9 +118,8 @@ def render(rows: Rows, format_: Format, *, header: bool = True, width: int | Non
 def _separated(rows: Rows, separator: str, *, header: bool) -> Iterator[str]:
     if header:
         yield separator.join(_quoted(name, separator) for name in rows.columns()) + "\n"
-    for steps, cells in rows.chunks(repr):
-        lines = [f"{step}{separator}{separator.join(row)}" for step, row in zip(steps, cells, strict=True)]
-        yield "\n".join(lines) + "\n"
+    for chunk in rows.chunks(repr):
+        yield "\n".join(map(separator.join, chunk)) + "\n"
 
 
 def _quoted(name: str, separator: str) -> str:
@@ -143,10 +150,10 @@ def _markdown(rows: Rows, *, header: bool) -> Iterator[str]:
     if header:
         rule = ["---:"] * (len(names) - bool(rows.notes)) + ["---"] * bool(rows.notes)
         yield f"| {' | '.join(name.replace('|', chr(92) + '|') for name in names)} |\n| {' | '.join(rule)} |\n"
-    for steps, cells in rows.chunks(_rounded):
-        for step, row in zip(steps, cells, strict=True):
-            note = [rows.notes.get(step, "")] if rows.notes else []
-            yield f"| {' | '.join([str(step), *row, *note])} |\n"
+    for chunk in rows.chunks(_rounded):
+        for row in chunk:
+            note = [rows.notes.get(int(row[0]), "")] if rows.notes else []
+            yield f"| {' | '.join([*row, *note])} |\n"
 
 
 def _table(rows: Rows, *, header: bool, width: int | None) -> Iterator[str]:
@@ -161,11 +168,11 @@ def _table(rows: Rows, *, header: bool, width: int | None) -> Iterator[str]:
         titles = "  ".join(name.rjust(size) for name, size in zip(names, widths, strict=True))
         yield titles + ("  note" if rows.notes else "") + "\n"
         yield "  ".join("-" * size for size in widths) + ("  ----" if rows.notes else "") + "\n"
-    for steps, cells in rows.chunks(_rounded):
+    for chunk in rows.chunks(_rounded):
         lines = []
-        for step, row in zip(steps, cells, strict=True):
-            line = "  ".join(text.rjust(size) for text, size in zip((str(step), *row), widths, strict=True))
-            note = rows.notes.get(step, "")
+        for row in chunk:
+            line = "  ".join(text.rjust(size) for text, size in zip(row, widths, strict=True))
+            note = rows.notes.get(int(row[0]), "")
             if not note:
                 lines.append(line)
             elif width is None or len(note) <= room:

@@ -35,8 +35,7 @@ def save_text(path: str, pieces: Iterable[str]) -> None:
     """Write pieces of text as UTF-8 with plain newlines. See `save`."""
 
     def write(file: BinaryIO) -> None:
-        for piece in pieces:
-            file.write(piece.encode("utf-8"))
+        file.writelines(piece.encode("utf-8") for piece in pieces)
 
     save(path, write)
 
