@@ -62,6 +62,7 @@ def make_figure(picture: Picture) -> Figure:
     """The picture as a matplotlib figure."""
     # Figure, and never pyplot: no window system is looked for, and no state is left behind.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
@@ -74,7 +75,7 @@ def make_figure(picture: Picture) -> Figure:
             linewidth=1.8,
             # Where every step is there, each holds until the next one.
             drawstyle="steps-post" if len(points) == picture.last - picture.first + 1 else "default",
-            label=f"{line.letter}  {line.label}".strip() or None,
+            label="\n".join(textwrap.wrap(f"{line.letter}:  {line.label}", 90)) if line.letter else None,
             gid=f"curve{index}",
         )
     axes.set_title("\n".join(textwrap.wrap(picture.title, 80)), fontsize=10, loc="left")
@@ -82,6 +83,9 @@ def make_figure(picture: Picture) -> Figure:
     axes.set_ylabel(picture.y_label)
     if picture.log_x:
         axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if picture.log_y:
         axes.set_yscale("log")
     else:
@@ -89,5 +93,5 @@ def make_figure(picture: Picture) -> Figure:
     axes.grid(visible=True, color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     if len(picture.lines) > 1:
-        axes.legend(frameon=False)
+        figure.legend(loc="outside lower left", frameon=False)  # never over a curve
     return figure

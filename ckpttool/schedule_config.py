@@ -6,19 +6,19 @@ not do what it says is an error here, with its line, or a warning.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
-from ckpttool.schedule_family import KINDS, WRAPPER, Kind, ScheduleSpec, Value, find_kind, suggest
+from ckpttool.schedule_family import KINDS, WRAPPER, Kind, Value, find_kind, suggest
 from ckpttool.schedules import ParameterError
 
-__all__ = ["AUTO_CONFIGS", "ConfigSchedule", "auto_config", "read_config"]
+__all__ = ["AUTO_CONFIGS", "ConfigSchedule", "auto_config", "missing_error", "parameter_error", "read_config"]
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,18 @@ class ConfigSchedule:
         max_step: ``train: max_step``, None if it is not there.
         warnings: What will not do what it seems to.
         path: The file; None for `auto_config`.
+        decay_params_line: Where ``decay_params`` stands, None if it is not there.
+        replaced: The model whose parameters from ``--auto_config`` that ``decay_params`` replaced.
     """
 
     kind: Kind
     parameters: Mapping[str, Value]
-    lines: Mapping[str, tuple[str, int]] = MappingProxyType({})
+    lines: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     max_step: int | None = None
     warnings: tuple[str, ...] = ()
     path: str | None = None
+    decay_params_line: int | None = None
+    replaced: str | None = None
 
 
 def _transformer(model_dim: int) -> dict[str, Value]:
@@ -164,7 +168,9 @@ class _Reader:
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise self._error(line, f"train: max_step must be a whole number of at least 1, not {value!r}")
             max_step = value
-        return ConfigSchedule(kind, parameters, lines, max_step, tuple(self.warnings), self.path)
+        line = params["decay_params"][1] if "decay_params" in params else None
+        replaced = self.model if line is not None and kind.required else None
+        return ConfigSchedule(kind, parameters, lines, max_step, tuple(self.warnings), self.path, line, replaced)
 
     def _sections(self) -> dict[str, tuple[yaml.Node, int]]:
         try:
@@ -314,12 +320,6 @@ class _Reader:
             if value is not None:
                 parameters[name] = value
                 lines[name] = (key, value_line)
-        missing = [name for name in kind.required if name not in parameters]
-        if missing:
-            hint = "Write all of them there, or give them as options."
-            if self.model and any(name in self.auto for name in missing):
-                hint = f"decay_params replaces what --auto_config gives {self.model} as a whole. {hint}"
-            raise self._error(line, f"decay_params has no {' and no '.join(missing)}", hint)
 
     def _value(self, node: yaml.Node, key: str, line: int) -> Any:
         if not isinstance(node, yaml.ScalarNode):
@@ -356,16 +356,16 @@ def _describe(node: yaml.Node) -> str:
     return "a mapping" if isinstance(node, yaml.MappingNode) else repr(node.value)
 
 
-def spec_of(config: ConfigSchedule) -> ScheduleSpec:
-    """The schedule of a configuration as it stands, without anything from a command line.
-
-    Raises:
-        UnreadableError: If a parameter is missing or out of its range; with its line where it has one.
-    """
-    try:
-        return ScheduleSpec.from_parameters(config.kind, config.parameters)
-    except ParameterError as error:
-        raise parameter_error(config, error) from error
+def missing_error(config: ConfigSchedule, missing: Sequence[str]) -> UnreadableError:
+    """That neither the configuration nor anything else says what the schedule needs."""
+    where = f"{config.path}, line {config.decay_params_line}: decay_params" if config.decay_params_line else config.path
+    if "learning_rate" in missing:
+        where = config.path
+    options = " ".join(f"--{name.replace('_', '-')} N" for name in missing)
+    hint = f"Write it there, or add {options}."
+    if config.replaced and any(name in AUTO_CONFIGS[config.replaced] for name in missing):
+        hint = f"decay_params replaces what --auto_config gives {config.replaced} as a whole. {hint}"
+    return UnreadableError(f"{where} has no {' and no '.join(missing)}", hint=hint, path=config.path)
 
 
 def parameter_error(config: ConfigSchedule, error: ParameterError) -> UnreadableError:

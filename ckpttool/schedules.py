@@ -76,15 +76,16 @@ def noam(scale: float, model_dim: int, warmup_steps: int) -> Schedule:
     """
     factor: float = _positive("scale", scale) * _count("model_dim", model_dim, 1) ** -0.5
     warmup_steps = _count("warmup_steps", warmup_steps, 0)
-    slope = warmup_steps**-1.5 if warmup_steps else math.inf
+    slope: float = warmup_steps**-1.5 if warmup_steps else math.inf
 
     def schedule(step: int) -> float:
-        if step < 0:
-            raise _negative(step)
         n = step + 1
-        rise = n * slope
-        fall: float = n**-0.5
-        return factor * (rise if rise < fall else fall)  # noqa: FURB136 (min() takes twice as long)
+        if n >= warmup_steps and n > 0:  # n^-0.5 is the minimum: said so, a million rows need one power each
+            fall: float = n**-0.5
+            return factor * fall
+        if n <= 0:
+            raise _negative(step)
+        return factor * (n * slope)
 
     return schedule
 

@@ -14,12 +14,21 @@ __all__ = ["caption", "marked_rows"]
 _MARKERS = {"start": "@start", "peak": "@peak", "leaves floor": "@floor", "back to floor": "@floor"}
 
 
-def marked_rows(curves: Sequence[Curve], semantics: Sequence[Semantics], markers: Collection[str]) -> dict[int, str]:
-    """Row -> what happens there. A landmark has a row for each semantics, since they are one step apart."""
+def marked_rows(
+    curves: Sequence[Curve], semantics: Sequence[Semantics], markers: Collection[str], *, undelayed: bool = True
+) -> dict[int, str]:
+    """Row -> what happens there. A landmark has a row for each semantics, since they are one step apart.
+
+    Args:
+        curves: The schedules.
+        semantics: The columns.
+        markers: Which of ``@start``, ``@peak`` and ``@floor``.
+        undelayed: Mark the start of a schedule that has no delay too, which is the first step.
+    """
     notes: dict[int, list[str]] = {}
     for curve in curves:
         marks = landmarks(curve.spec)
-        if not any(mark.mark == "start" for mark in marks):
+        if undelayed and not any(mark.mark == "start" for mark in marks):
             marks = [Landmark("start", 0, None, 0.0), *marks]
         for mark in marks:
             if _MARKERS[mark.mark] not in markers:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from ckpttool.cli._lr_rows import Curve
 from ckpttool.errors import CkpttoolError, UsageError
@@ -14,6 +15,7 @@ from ckpttool.schedules import ParameterError
 
 __all__ = ["Request", "make_request", "parse_pairs", "title"]
 
+_DEFAULTS = {"start_decay_steps": "0", "decay_step_duration": "1", "minimum_learning_rate": "0"}
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -74,6 +76,7 @@ def make_request(
     kind = find_kind(schedule) if schedule else None
     parameters: dict[str, Value] = dict(defaults or {})
     warnings: list[str] = []
+    complain: Callable[[Sequence[str]], CkpttoolError] | None = None
     if config is not None or auto_config is not None:
         from ckpttool import schedule_config
 
@@ -86,6 +89,8 @@ def make_request(
         parameters |= {k: v for k, v in read.parameters.items() if not replaced or k in (*kind.parameters, *WRAPPER)}
         warnings += read.warnings
         max_step = max_step or read.max_step
+        if config is not None and not replaced:
+            complain = partial(schedule_config.missing_error, read)
 
         def explain(error: ParameterError) -> CkpttoolError:
             if error.parameter in origin:
@@ -102,7 +107,9 @@ def make_request(
     if max_step is not None and "max_step" in kind.required and "max_step" not in parameters:
         parameters["max_step"] = max_step
         origin["max_step"] = "--max-step"
-    _check_missing(kind, parameters, config)
+    missing = [name for name in ("learning_rate", *kind.required) if parameters.get(name) is None]
+    if missing:
+        raise complain(missing) if complain else _missing(kind, missing)
     try:
         base = ScheduleSpec.from_parameters(kind, parameters)
     except ParameterError as error:
@@ -148,28 +155,20 @@ def _named(error: ParameterError, origin: Mapping[str, str]) -> UsageError:
     return UsageError(f"{name} {error.reason}", hint=error.hint)
 
 
-def _check_missing(kind: Kind, parameters: Mapping[str, Value], config: str | None) -> None:
-    missing = [name for name in ("learning_rate", *kind.required) if parameters.get(name) is None]
-    if not missing:
-        return
-    options = [_option(name) for name in missing]
+def _missing(kind: Kind, missing: Sequence[str]) -> UsageError:
     example = (
         "ckpttool lr-plot-table --learning-rate 2 --model-dim 512 --warmup-steps 8000"
         if kind.name == "noam"
         else f"ckpttool lr-plot-table --schedule {kind.name} "
-        + " ".join(f"{_option(name)} N" for name in ("learning_rate", *kind.required))
+        + " ".join(f"{_option(name)}N" for name in ("learning_rate", *kind.required))
     )
-    if config:
-        raise UsageError(
-            f"{config} does not say {' and '.join(missing)}, which the {kind.name} schedule needs",
-            hint=f"Write it there, or add {' '.join(option + ' N' for option in options)}.",
-        )
-    raise UsageError(f"the {kind.name} schedule needs {' and '.join(options)}", hint=f"For example: {example}")
+    needed = " and ".join(_option(name).rstrip("= ") for name in missing)
+    return UsageError(f"the {kind.name} schedule needs {needed}", hint=f"For example: {example}")
 
 
 def _option(name: str) -> str:
     if name in ("learning_rate", "model_dim", "warmup_steps", "max_step"):
-        return "--" + name.replace("_", "-")
+        return "--" + name.replace("_", "-") + " "
     return f"--param {name}="
 
 
@@ -195,18 +194,20 @@ def _labelled(specs: Sequence[ScheduleSpec], compare: Sequence[str]) -> tuple[Cu
         return (Curve(specs[0]),)
     if len(specs) > len(_LETTERS):
         raise UsageError(f"--compare: {len(specs)} schedules are more than can be told apart; {len(_LETTERS)} can")
-    shown = [_described(spec) for spec in specs]
-    curves = []
-    for index, (spec, mine) in enumerate(zip(specs, shown, strict=True)):
+    for index, spec in enumerate(specs):
         if spec in specs[:index]:
             raise UsageError(f'--compare "{compare[index - 1]}" is there twice')
-        differing = [
-            f"{name}={value}"
-            for name, value in mine.items()
-            if any(other.get(name, value) != value or name not in other for other in shown)
-        ]
-        curves.append(Curve(spec, _LETTERS[index], " ".join(differing)))
-    return tuple(curves)
+    base, *others = [_described(spec) for spec in specs]
+    changes = [{k: v for k, v in other.items() if base.get(k) != v} for other in others]
+    # The first schedule is told apart by its own values of what the others change.
+    changed = {name: base[name] for each in (*changes, _gone(base, others)) for name in each if name in base}
+    plain = {name: value for name, value in changed.items() if _DEFAULTS.get(name) != value}
+    labels = [" ".join(f"{k}={v}" for k, v in each.items()) for each in (plain or changed, *changes)]
+    return tuple(Curve(spec, *pair) for spec, pair in zip(specs, zip(_LETTERS, labels, strict=False), strict=True))
+
+
+def _gone(base: Mapping[str, str], others: Sequence[Mapping[str, str]]) -> set[str]:
+    return {name for name in base if any(name not in other for other in others)}
 
 
 def _described(spec: ScheduleSpec) -> dict[str, str]:
@@ -218,8 +219,7 @@ def title(curves: Sequence[Curve]) -> str:
     """What all schedules share: ``noam: learning_rate=2, model_dim=768, warmup_steps=8000``, defaults left out."""
     shown = [_described(curve.spec) for curve in curves]
     common = {name: value for name, value in shown[0].items() if all(each.get(name) == value for each in shown)}
-    defaults = {"start_decay_steps": "0", "decay_step_duration": "1", "minimum_learning_rate": "0"}
-    defaults |= {name: _text(value) for name, value in curves[0].spec.kind.optional.items()}
+    defaults = _DEFAULTS | {name: _text(value) for name, value in curves[0].spec.kind.optional.items()}
     kind = common.pop("schedule", "")
     rest = ", ".join(f"{name}={value}" for name, value in common.items() if defaults.get(name) != value)
     return f"{kind}: {rest}" if kind and rest else kind or rest

@@ -67,12 +67,8 @@ Examples:
 )
 @click.option("--model-dim", type=_number, metavar="N", help="Size of the model's layers.")
 @click.option("--warmup-steps", type=_number, metavar="N", help="Updates until the peak.")
-@click.option(
-    "--start-decay-steps", type=_number, metavar="N", help="Updates before the schedule begins.  [default: 0]"
-)
-@click.option(
-    "--decay-step-duration", type=_number, metavar="N", help="Updates that make one step of it.  [default: 1]"
-)
+@click.option("--start-decay-steps", type=_number, metavar="N", help="Updates before it begins.  [default: 0]")
+@click.option("--decay-step-duration", type=_number, metavar="N", help="Updates that make one step.  [default: 1]")
 @click.option("--minimum-learning-rate", type=_number, metavar="N", help="Floor of the whole curve.  [default: 0]")
 @click.option(
     "--schedule",
@@ -269,7 +265,7 @@ class _Table:
         self.dtype: Dtype = options["dtype"]
         self.selection = parse_steps(options["steps"]) if options["steps"] is not None else None
         markers = self.selection.markers if self.selection else MARKERS
-        self.marked = marked_rows(request.curves, self.semantics, markers)
+        self.marked = marked_rows(request.curves, self.semantics, markers, undelayed=self.selection is not None)
         last = request.last_step
         if self.selection is None:
             self.selection = salient_steps(last, self.marked)
