@@ -168,9 +168,9 @@ class _Reader:
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise self._error(line, f"train: max_step must be a whole number of at least 1, not {value!r}")
             max_step = value
-        line = params["decay_params"][1] if "decay_params" in params else None
-        replaced = self.model if line is not None and kind.required else None
-        return ConfigSchedule(kind, parameters, lines, max_step, tuple(self.warnings), self.path, line, replaced)
+        inner = params["decay_params"][1] if "decay_params" in params else None
+        replaced = self.model if inner is not None and kind.required else None
+        return ConfigSchedule(kind, parameters, lines, max_step, tuple(self.warnings), self.path, inner, replaced)
 
     def _sections(self) -> dict[str, tuple[yaml.Node, int]]:
         try:
