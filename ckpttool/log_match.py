@@ -156,7 +156,10 @@ def _restart(records: Sequence[Record], schedule: Schedule, offset: int, first: 
 def _what_fits(records: Sequence[Record], spec: ScheduleSpec, semantics: Semantics) -> str:
     if spec.kind.name != "noam":
         return f"no shift or restart of the {spec.kind.name} schedule explains it"
-    fit = fit_noam(records, spec, semantics)
+    try:
+        fit = fit_noam(records, spec, semantics)
+    except UsageError as error:
+        return error.message
     if fit.differing or fit.scale is None or fit.warmup_steps is None:
         return "no shift or restart explains it, and no other Noam schedule of one learning_rate and warm-up does"
     return f"learning_rate={fit.scale:g}, warmup_steps={fit.warmup_steps} explain every line"
@@ -200,9 +203,9 @@ def fit_noam(records: Sequence[Record], spec: ScheduleSpec, semantics: Semantics
     dimension = float(spec.values["model_dim"] or 1)
     counted = [(record, _n(record.step, spec, semantics)) for record in records]
     floor = spec.minimum_learning_rate
-    used = [(record, n) for record, n in counted if record.rate - record.half_unit > floor and record.rate > 0]
+    used = [(record, n) for record, n in counted if floor < record.rate - record.half_unit < math.inf]
     if not used:
-        raise UsageError("--fit: no line of the log lies above the floor", hint="Check --minimum-learning-rate.")
+        raise UsageError("no line of the log lies above the floor", hint="Check --minimum-learning-rate.")
     highest = max(record.rate for record, _n in used)
     top = [n for record, n in used if record.rate == highest]
     rising = [(record, n) for record, n in used if n < min(top)]

@@ -17,7 +17,7 @@ from ckpttool.schedules import Schedule
 __all__ = ["compare_with_log", "fit_log", "show_peer"]
 
 
-def show_peer(output: Output, name: str, spec: ScheduleSpec) -> None:
+def show_peer(output: Output, name: str, spec: ScheduleSpec, *, as_json: bool) -> None:
     """Print another framework's options for the same curve, and where its rates differ; ``all``: a list.
 
     Raises:
@@ -33,7 +33,7 @@ def show_peer(output: Output, name: str, spec: ScheduleSpec) -> None:
     own = [name for name, default in defaults.items() if getattr(spec, name) != default]
     if own:
         output.warn(f"{', '.join(own)}: other frameworks have nothing like it; it is left out here")
-    if output.as_json:
+    if as_json:
         output.json({"peers": [_peer_document(peer, p) for peer in peers]})
     elif name == "all":
         rows = [[peer.name, *map(_cell, _rates(peer, p, (1, 2, p.warmup_steps))), peer.title] for peer in peers]
@@ -103,7 +103,9 @@ def _print_peer(output: Output, peer: Peer, p: Noam) -> None:
     output.table(["update", "OpenNMT-tf", peer.name, "difference"], rows)
 
 
-def compare_with_log(output: Output, path: str, pattern: str | None, spec: ScheduleSpec, semantics: Semantics) -> None:
+def compare_with_log(
+    output: Output, path: str, pattern: str | None, spec: ScheduleSpec, semantics: Semantics, *, as_json: bool
+) -> None:
     """Print whether a log agrees with the schedule.
 
     Raises:
@@ -117,7 +119,7 @@ def compare_with_log(output: Output, path: str, pattern: str | None, spec: Sched
     records = read_log(path, compile_pattern(pattern) if pattern is not None else None)
     verdict = compare_log(records, spec, semantics)
     first = verdict.first
-    if output.as_json:
+    if as_json:
         output.json(
             {
                 "log": path,
@@ -162,7 +164,14 @@ _HINTS = {
 
 
 def fit_log(
-    output: Output, path: str, pattern: str | None, spec: ScheduleSpec, semantics: Semantics, *, has_dim: bool
+    output: Output,
+    path: str,
+    pattern: str | None,
+    spec: ScheduleSpec,
+    semantics: Semantics,
+    *,
+    has_dim: bool,
+    as_json: bool,
 ) -> None:
     """Print which ``learning_rate`` and ``warmup_steps`` explain a log.
 
@@ -177,7 +186,7 @@ def fit_log(
     records = read_log(path, compile_pattern(pattern) if pattern is not None else None)
     fit = fit_noam(records, spec, semantics)
     scale = "learning_rate" if has_dim else "learning_rate / sqrt(model_dim)"
-    if output.as_json:
+    if as_json:
         output.json(
             {
                 "log": path,
@@ -191,7 +200,7 @@ def fit_log(
         )
     else:
         show: Callable[[str], None] = output.answer
-        show(f"{path}: {fit.compared} lines above the floor")
+        show(f"{path}: {fit.compared} of {len(records)} lines are above the floor of {spec.minimum_learning_rate:g}")
         show(f"  {scale}: {_fitted(fit.scale, fit.scale_bounds)}")
         show(f"  warmup_steps: {_fitted(fit.warmup_steps, fit.warmup_bounds)}")
         if fit.scale is None or fit.warmup_steps is None:

@@ -200,14 +200,14 @@ def _labelled(specs: Sequence[ScheduleSpec], compare: Sequence[str]) -> tuple[Cu
     base, *others = [_described(spec) for spec in specs]
     changes = [{k: v for k, v in other.items() if base.get(k) != v} for other in others]
     # The first schedule is told apart by its own values of what the others change.
-    changed = {name: base[name] for each in (*changes, _gone(base, others)) for name in each if name in base}
+    changed = {
+        name: value
+        for name, value in base.items()
+        if any(name in each for each in changes) or any(name not in other for other in others)
+    }
     plain = {name: value for name, value in changed.items() if _DEFAULTS.get(name) != value}
     labels = [" ".join(f"{k}={v}" for k, v in each.items()) for each in (plain or changed, *changes)]
     return tuple(Curve(spec, *pair) for spec, pair in zip(specs, zip(_LETTERS, labels, strict=False), strict=True))
-
-
-def _gone(base: Mapping[str, str], others: Sequence[Mapping[str, str]]) -> set[str]:
-    return {name for name in base if any(name not in other for other in others)}
 
 
 def _described(spec: ScheduleSpec) -> dict[str, str]:

@@ -171,8 +171,9 @@ def lr_plot_table(**options: Any) -> None:
       n = step + 1
       lr = learning_rate * model_dim^-0.5 * min(n^-0.5, n * warmup_steps^-1.5)
       lr = max(lr, minimum_learning_rate)
-    """  # noqa: D301 (click wants the real character)
-    output = Output(options["quiet"], options["verbose"], options["format_"] in ("json", "jsonl"))
+    """
+    output = Output(options["quiet"], options["verbose"])
+    as_json = options["format_"] in ("json", "jsonl")
     _check_questions(options)
     outputs = [(path, os.path.splitext(path)[1].lower()) for path in options["outputs"]]
     _check_outputs(outputs, options)
@@ -185,16 +186,16 @@ def lr_plot_table(**options: Any) -> None:
     if options["peer"] is not None:
         from ckpttool.cli._lr_answers import show_peer
 
-        show_peer(output, options["peer"], spec)
+        show_peer(output, options["peer"], spec, as_json=as_json)
     elif options["compare_log"] is not None:
         from ckpttool.cli._lr_answers import compare_with_log
 
-        compare_with_log(output, options["compare_log"], options["log_pattern"], spec, logged)
+        compare_with_log(output, options["compare_log"], options["log_pattern"], spec, logged, as_json=as_json)
     elif options["fit"] is not None:
         from ckpttool.cli._lr_answers import fit_log
 
         has_dim = spec.values["model_dim"] != 1 or options["model_dim"] is not None
-        fit_log(output, options["fit"], options["log_pattern"], spec, logged, has_dim=has_dim)
+        fit_log(output, options["fit"], options["log_pattern"], spec, logged, has_dim=has_dim, as_json=as_json)
     else:
         _Table(request, options).show(output, outputs)
 
