@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ckpttool.tensors import Artifact, Checkpoint, OutputFile, OutputTensor, TensorId, TensorSpec
+from ckpttool.tensors import Artifact, Checkpoint, OutputFile, OutputTensor, Skipped, TensorId, TensorSpec
 
 __all__ = ["Action", "Member", "Plan", "PlannedTensor", "Skipped", "Term"]
 
@@ -31,14 +31,6 @@ class Member:
     checkpoint: Checkpoint
     coefficient: float
     step: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """An entry that was seen and left out."""
-
-    path: Path
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
