@@ -25,7 +25,7 @@ from ckpttool.layouts import (
     Rule,
 )
 
-__all__ = ["Classified", "Listing", "Named", "classify", "detect"]
+__all__ = ["Classified", "Listing", "Named", "classify", "detect", "name_numbers"]
 
 Listing = Mapping[str, "Sequence[str] | None"]
 """Name to the names inside it, for a directory; None for a file."""
@@ -279,3 +279,19 @@ def _nothing_hint(listing: Listing, layout: str | None) -> str | None:
         reasons = ", ".join(f"{count} of them {reason}" for reason, count in left.most_common(3))
         return f"Left out: {reasons}. Name the files themselves to average them all the same."
     return "Looked for names with a step or epoch in them (.pt, .pth, .ckpt, .safetensors, ..., or checkpoint-N/)."
+
+
+def name_numbers(name: str) -> Named:
+    """What a name alone says, for a file without a directory's context: only numbers that it calls step or epoch.
+
+    A pattern of the table with words in it counts as well as a word before the number; a bare number does not.
+    """
+    for row in LAYOUTS:
+        named = _named(row, name)
+        if named is not None and re.search(r"[A-Za-z]{2}", _stem(name)) and row.name not in {"edm2", "ema-pytorch"}:
+            return named
+    stem = _stem(name)
+    numbers = list(_INTEGER.finditer(stem))
+    steps = [int(number.group()) for number in numbers if _STEP_WORD.search(stem[: number.start()])]
+    epochs = [int(number.group()) for number in numbers if _EPOCH_WORD.search(stem[: number.start()])]
+    return Named(name, step=steps[-1] if steps else None, epoch=epochs[-1] if epochs else None)
