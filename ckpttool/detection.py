@@ -114,7 +114,7 @@ def classify(layout: Layout, listing: Listing) -> Classified:
         elif own_leaving is not None:
             leavings.append((name, own_leaving))
             evidence += 1
-        elif named is None and own_alias is not None:
+        elif own_alias is not None:
             aliases.append((name, own_alias))
             evidence += 1
         elif named is not None and inner is not None and layout.markers and not _has_any(inner, layout.markers):

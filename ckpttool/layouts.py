@@ -231,7 +231,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "marian",
         (r".*\.iter(?P<step>\d+)\.npz",),
-        aliases=(Rule(r".*\.best-.*\.npz", _BEST), Rule(r"model\.npz|.*\.npz", _LAST)),
+        aliases=(Rule(r".*\.best-.*\.npz", _BEST), Rule(r"(?!.*\.iter\d+\.npz).*\.npz", _LAST)),
         leavings=(Rule(r".*\.optimizer\.npz", _STATE),),
         carry=("*.npz.decoder.yml", "*.yml", "*.spm"),
         never=("*.progress.yml", "*.optimizer.npz"),
@@ -360,18 +360,6 @@ LAYOUTS: tuple[Layout, ...] = (
         never=("optimizer.bin", "scheduler.bin", "random_states_*.pkl", "scaler.pt", "sampler*.bin"),
     ),
     Layout(
-        "lightning",
-        (
-            r"(?:.*[-_])?epoch=(?P<epoch>\d+)(?:[-_].*?)?[-_]step=(?P<step>\d+)(?:[-_.].*)?\.ckpt",
-            r"(?:.*[-_])?step=(?P<step>\d+)(?:[-_].*?)?[-_]epoch=(?P<epoch>\d+)(?:[-_.].*)?\.ckpt",
-            r"(?:.*[-_])?step=(?P<step>\d+)(?:[-_.].*)?\.ckpt",
-            r"(?:.*[-_])?epoch=(?P<epoch>\d+)(?:[-_.].*)?\.ckpt",
-        ),
-        aliases=(Rule(r"last(?:-v\d+)?\.ckpt", _LAST),),
-        section="state_dict",
-        carry=("hparams.yaml",),
-    ),
-    Layout(
         "nemo",
         (r".*--.*=.*-epoch=(?P<epoch>\d+)(?:-step=(?P<step>\d+)(?:\.0)?(?:-.*)?)?\.ckpt",),
         aliases=(Rule(r".*-last\.ckpt", _LAST),),
@@ -382,6 +370,19 @@ LAYOUTS: tuple[Layout, ...] = (
             Rule(r".*\.nemo", "an exported model"),
         ),
         section="state_dict",
+    ),
+    Layout(
+        "lightning",
+        (
+            r"(?:.*[-_])?epoch=(?P<epoch>\d+)(?:[-_].*?)?[-_]step=(?P<step>\d+)(?:[-_.].*)?\.ckpt",
+            r"(?:.*[-_])?step=(?P<step>\d+)(?:[-_].*?)?[-_]epoch=(?P<epoch>\d+)(?:[-_.].*)?\.ckpt",
+            r"(?:.*[-_])?step=(?P<step>\d+)(?:[-_.].*)?\.ckpt",
+            r"(?:.*[-_])?epoch=(?P<epoch>\d+)(?:[-_.].*)?\.ckpt",
+        ),
+        aliases=(Rule(r"last(?:-v\d+)?\.ckpt|.*-last\.ckpt", _LAST),),
+        leavings=(Rule(r".*-EMA\.ckpt", "the moving average of the checkpoint of the same name"),),
+        section="state_dict",
+        carry=("hparams.yaml",),
     ),
     Layout(
         "megatron",
