@@ -48,7 +48,7 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit."
 )
 def group() -> None:
-    r"""Average checkpoints, apply moving averages, and see learning-rate schedules.
+    """Average checkpoints, apply moving averages, and see learning-rate schedules.
 
     No model is loaded and nothing from a file is executed: checkpoints of any framework are read as bytes.
     Every option can be set by an environment variable: --last of average by CKPTTOOL_AVERAGE_LAST.
