@@ -414,11 +414,10 @@ def _warnings(matched: Matched) -> tuple[str, ...]:
         for name in matched.names
         if newest[name].dtype.name.startswith("float8") and newest[name].dtype.is_averaged
     ]
-    if any(name[1].endswith(("_scale", "_scale_inv", ".scale")) for name in matched.names) and eights:
-        return (
-            f"{_count(eights, 'float8 tensor')} with scales of their own, as {spoken(eights[0])}: a mean of scaled "
-            + "numbers is right only if all members have the same scales",
-        )
+    scaled = any(name[1].endswith(("_scale", "_scale_inv", ".scale")) for name in matched.names)
+    if eights and scaled:
+        found = f"{_count(eights, 'float8 tensor')} with scales of their own, as {spoken(eights[0])}"
+        return (f"{found}: a mean of scaled numbers is right only if all members have the same scales",)
     return ()
 
 
