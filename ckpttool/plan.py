@@ -17,9 +17,9 @@ from ckpttool import __version__
 from ckpttool.errors import OutputExistsError, UsageError, WriteError
 from ckpttool.formats import format_for_output, get_format
 from ckpttool.matching import KeyPolicy, Matched, first_names, match, spoken, ties
-from ckpttool.tensors import DTYPES, Artifact, Checkpoint, OutputFile, OutputTensor, TensorId, TensorSpec
+from ckpttool.tensors import DTYPES, Artifact, Checkpoint, OutputFile, OutputTensor, Skipped, TensorId, TensorSpec
 
-__all__ = ["Action", "Entry", "Member", "Plan", "PlannedTensor", "Skipped", "Term", "make_plan"]
+__all__ = ["Action", "Entry", "Member", "Plan", "PlannedTensor", "Term", "make_plan"]
 
 Action = Literal["average", "newest", "equal"]
 """What becomes of a tensor.
@@ -37,14 +37,6 @@ class Member:
     checkpoint: Checkpoint
     coefficient: float
     step: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """An entry that was seen and left out."""
-
-    path: Path
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ __all__ = [
     "Extent",
     "OutputFile",
     "OutputTensor",
+    "Skipped",
     "Slot",
     "TensorId",
     "TensorSpec",
@@ -213,6 +214,14 @@ class Checkpoint:
         for section, tensors in self.copies.items():
             both.update({(section, name): spec for name, spec in tensors.items()})
         return both
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file or directory that was seen and left out, with the reason as a phrase."""
+
+    path: Path
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
