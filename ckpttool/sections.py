@@ -81,6 +81,8 @@ WEIGHT_SECTIONS: tuple[tuple[KeyPath, ...], ...] = (
         ("generator",),  # HiFi-GAN and other vocoders
         ("student",),  # DINO
         ("encoder",),  # I-JEPA, V-JEPA
+    ),
+    (
         ("params_ema",),  # BasicSR releases that hold only the average
         ("teacher",),  # DINOv2's exported teacher
     ),
@@ -154,6 +156,8 @@ STATE_ROWS: tuple[_StateRow, ...] = (
     _StateRow(("optimizer",), "none", when=("train_args",)),
     _StateRow(("optimizers", "schedulers", "scaler"), "delete", parent=("state",)),
     _StateRow(("optimizer", "scheduler", "grad_scaler"), "delete", parent=("trainer",)),
+    # JoeyNMT's own saver writes None where there is none, and its loader looks the scheduler up before it asks.
+    _StateRow(("optimizer_state", "scheduler_state", "scaler_state"), "none", when=("model_state",)),
     _StateRow(("optimizer_state", "scheduler_state", "scaler_state"), "delete"),
 )
 """Known training state; everything else that is named and built like it falls under `_is_state`, and is deleted."""
@@ -475,6 +479,11 @@ def _find_copies(
         names = _tensors(node, path, source)
         if not names:
             continue
+        depth = len(path)
+        if isinstance(node, Mapping) and len({place[depth] for place in names.values()}) == 1:
+            child = node[next(iter(names.values()))[depth]]
+            if isinstance(child, (Mapping, list, tuple)):
+                continue  # The copy is further down: ``ema.module`` beside ``ema.updates``.
         specs = {name: _at(tree, where) for name, where in names.items()}
         if isinstance(node, Mapping):
             fitting = sum((_strip(name), spec.shape) in known for name, spec in specs.items())
