@@ -1,4 +1,4 @@
-"""``ckpttool average`` as its users meet it: real files of torch and safetensors in, their own loaders on the result."""
+"""``ckpttool average`` as its users meet it: files of torch and safetensors in, their own loaders on the result."""
 
 from __future__ import annotations
 
@@ -128,9 +128,8 @@ def test_weights_are_paired_oldest_first_in_a_directory_and_as_given_in_a_list(
     state = load(tmp_path / "y.pt")
     assert state["model"]["a.bias"][0] == 4.75
     assert state["step"] == 300  # the newest is the highest step, wherever it stands in the list
-    document = json.loads(
-        run("average", *files, "--weights", "3,1", "--normalize", "-o", tmp_path / "z.pt", "-n", "--json").stdout
-    )
+    ran = run("average", *files, "--weights", "3,1", "--normalize", "-o", tmp_path / "z.pt", "-n", "--json")
+    document = json.loads(ran.stdout)
     assert [(m["step"], m["coefficient"]) for m in document["members"]] == [(100, 0.25), (300, 0.75)]
 
 
@@ -394,7 +393,7 @@ def test_the_same_checkpoint_twice_is_an_error(run: Run, directory: Path, tmp_pa
     assert "link.pt" in ran.stderr
 
 
-@pytest.mark.parametrize("make", [shutil.copyfile, os.link, lambda source, target: os.symlink(source, target)])
+@pytest.mark.parametrize("make", [shutil.copyfile, os.link, os.symlink])
 def test_aliases_and_earlier_averages_are_left_out_with_a_reason(
     run: Run, directory: Path, make: Callable[[Path, Path], object]
 ) -> None:
