@@ -112,10 +112,10 @@ def discover(
 
 
 def _ask_for_subdirectory(directory: Path, listing: dict[str, tuple[str, ...] | None]) -> None:
-    """Raise a question where the checkpoints are one or two levels further down."""
+    """Raise a question where the checkpoints are up to three levels further down."""
     inside: list[str] = []
     level = sorted(name for name, inner in listing.items() if inner and not name.startswith("."))[:100]
-    for _ in range(2):
+    for _ in range(3):
         deeper: list[str] = []
         for name in level:
             below = _list(directory / name)
@@ -131,7 +131,7 @@ def _ask_for_subdirectory(directory: Path, listing: dict[str, tuple[str, ...] | 
         more = f" and {len(inside) - 6} more" if len(inside) > 6 else ""
         first = inside[0].rpartition(" (")[0]
         raise UsageError(
-            f"{directory}: no checkpoints in it, but one level further down: {', '.join(inside[:6])}{more}",
+            f"{directory}: no checkpoints in it, but further down: {', '.join(inside[:6])}{more}",
             hint=f"Name the one that is meant, for instance {directory / first}.",
             path=directory,
         )
@@ -158,7 +158,10 @@ def _with_steps(directory: Path, found: Classified, section: str | None) -> tupl
     keys = {name: _name_key(named) for name, named in found.entries.items()}
     units = {key[0] for key in keys.values() if key is not None}
     unit: Unit | None = units.pop() if len(units) == 1 and all(keys.values()) else None
-    plain = [Entry(directory / name, epoch=named.epoch, section=section) for name, named in found.entries.items()]
+    plain = [
+        Entry(directory / name, epoch=named.epoch, section=section, weights=found.layout.weights)
+        for name, named in found.entries.items()
+    ]
     numbers = {entry.path: (keys[entry.name] or ("step", 0))[1] for entry in plain}
     plain.sort(key=lambda entry: (numbers[entry.path], entry.name))
 
@@ -288,7 +291,7 @@ def from_paths(paths: Sequence[str | os.PathLike[str]], *, section: str | None =
         NotFoundError: One of them does not exist.
         UnreadableError: One of them cannot be read.
     """
-    entries = [Entry(Path(path), order=index, section=section) for index, path in enumerate(paths)]
+    entries = [Entry(Path(path), order=index, section=section, listed=True) for index, path in enumerate(paths)]
     seen: dict[tuple[int, int], Path] = {}
     for entry in entries:
         if not entry.path.exists():
