@@ -19,7 +19,7 @@ from typing import Literal
 
 from ckpttool.detection import Classified, Named, classify, detect, name_numbers
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UsageError
-from ckpttool.selection import Discovery, Entry, Unit, stated_step
+from ckpttool.selection import Discovery, Entry, Unit, stated_step, weights_file
 from ckpttool.tensors import Checkpoint, Skipped
 
 __all__ = ["discover", "from_paths"]
@@ -86,6 +86,9 @@ def discover(
         found = detect(listing, layout=layout, where=str(directory))
     except NotFoundError as error:
         _ask_for_subdirectory(directory, everything)
+        if layout is None and not include and weights_file(directory) != directory:
+            alone = Entry(directory, section=section)
+            return Discovery(directory.parent, "single", "the directory is one checkpoint itself", (alone,))
         error.path = directory
         if hidden and error.hint is None:
             error.hint = f"{len(hidden)} names were left out by --include or --exclude."
@@ -255,16 +258,29 @@ def _explain_aliases(directory: Path, found: Classified, entries: list[Entry]) -
             continue
         step = stated_step(path)
         copies = [] if path.is_dir() else sizes.get(path.stat().st_size, [])
-        stepped = next((entry for entry in copies if step is not None and stated_step(entry.path) == step), None)
-        if stepped is not None:
-            skipped.append(Skipped(path, f"a copy of {stepped.name} (same size, same step)"))
-            continue
-        twin = next((entry for entry in copies if step is None and _same_bytes(path, entry.path)), None)
+        stepped = [entry for entry in copies if step is not None and entry.unit == "step" and entry.step == step]
+        # The newest first: that is what most aliases are.
+        twin = next((entry for entry in stepped or reversed(copies) if _same_samples(path, entry.path)), None)
         if twin is not None:
-            skipped.append(Skipped(path, f"a copy of {twin.name} (same bytes)"))
+            skipped.append(Skipped(path, f"a copy of {twin.name} (same size, same bytes wherever compared)"))
             continue
         skipped.append(Skipped(path, reason if step is None else f"{reason} (step {step})"))
     return skipped
+
+
+def _same_samples(first: Path, second: Path, samples: int = 32, size: int = 65536) -> bool:
+    """Whether two files of equal size agree in evenly spread samples, from the first to the last byte.
+
+    Enough to say what a name that is left out anyway is a copy of, without reading gigabytes for it.
+    """
+    last = max(first.stat().st_size - size, 0)
+    with first.open("rb") as a, second.open("rb") as b:
+        for offset in sorted({last * index // (samples - 1) for index in range(samples)}):
+            a.seek(offset)
+            b.seek(offset)
+            if a.read(size) != b.read(size):
+                return False
+    return True
 
 
 def _same_bytes(first: Path, second: Path) -> bool:
@@ -351,14 +367,14 @@ def _refuse_model_directory(path: Path) -> None:
 
 
 def _equal_files(entries: Sequence[Entry]) -> tuple[str, ...]:
-    sizes: dict[int, list[Path]] = {}
+    sizes: dict[int, list[Entry]] = {}
     warnings = []
     for entry in entries:
         if entry.file.is_dir():
             continue
         others = sizes.setdefault(entry.file.stat().st_size, [])
-        twin = next((other for other in others if _same_bytes(other, entry.file)), None)
+        twin = next((other for other in others if _same_bytes(other.file, entry.file)), None)
         if twin is not None:
-            warnings.append(f"{entry.path} holds the same bytes as {twin}")
-        others.append(entry.file)
+            warnings.append(f"{entry.path} holds the same bytes as {twin.path}")
+        others.append(entry)
     return tuple(warnings)

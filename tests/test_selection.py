@@ -173,7 +173,7 @@ def copy(source, alias):
     [
         (link_symbolic, "the same file as model_step_1000.pt (symbolic link)"),
         (os.link, "the same file as model_step_1000.pt (hard link)"),
-        (copy, "a copy of model_step_1000.pt (same size, same step)"),
+        (copy, "a copy of model_step_1000.pt (same size, same bytes wherever compared)"),
     ],
 )
 @pytest.mark.parametrize("alias", ["last.pt", "model_best.pt", "latest.pt", "final.pt", "something.pt"])
@@ -188,7 +188,7 @@ def test_a_copy_without_a_step_is_told_by_its_bytes(tmp_path):
     for step in (1, 2):
         save(tmp_path / f"m_step_{step}.pt", w=step)
     copy(tmp_path / "m_step_2.pt", tmp_path / "best.pt")
-    assert reasons(discover(tmp_path))["best.pt"] == "a copy of m_step_2.pt (same bytes)"
+    assert reasons(discover(tmp_path))["best.pt"] == "a copy of m_step_2.pt (same size, same bytes wherever compared)"
 
 
 def test_an_alias_of_nothing_numbered_says_its_step(run):
@@ -274,6 +274,14 @@ def test_a_directory_of_model_directories_is_a_question(tmp_path, below):
         discover(tmp_path)
     assert "(2 checkpoints)" in str(caught.value)
     assert str(tmp_path / "a") in caught.value.hint
+
+
+def test_a_directory_that_is_one_checkpoint_is_found_as_one(tmp_path):
+    by_trainer_state(tmp_path, {500: 0.5, 600: 0.25})
+    found = discover(tmp_path / "checkpoint-500")
+    assert found.layout == "single"
+    assert [entry.file for entry in found.last(1).entries] == [tmp_path / "checkpoint-500" / "model.safetensors"]
+    assert len(discover(tmp_path)) == 2
 
 
 def test_filters_that_leave_nothing_say_so(run):
