@@ -495,7 +495,9 @@ class _Run:
                     number, task = next(pending, (-1, None))
                 if task is None:
                     break
-                results.put((number, self._do(task, scratch)))
+                with np.errstate(all="ignore"):  # what is not finite in the end is found by looking
+                    done = self._do(task, scratch)
+                results.put((number, done))
         except BaseException as error:  # noqa: BLE001  # raised again where the run was started
             results.put((number, error))
         finally:
