@@ -1,7 +1,118 @@
-"""The command line: one group, one module a command, one place where errors become exit codes."""
+"""The command line: one group, one module a command, and the one place where errors become exit codes.
+
+Nothing heavy is imported here or at the top of a command's module, so that help and completion answer at once.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
-def main() -> None:
-    """Run the command line."""
+import click
+
+from ckpttool import __version__
+from ckpttool.errors import CkpttoolError
+
+__all__ = ["group", "main"]
+
+INTERRUPTED = 130
+TERMINATED = 128 + 15
+BROKEN_PIPE = 128 + 13
+
+_EPILOG = """\b
+Exit codes: 0 done, 1 unexpected, 2 usage, 3 nothing found or too few
+checkpoints, 4 checkpoints do not match or hold NaN, 5 output exists or is an
+input, 6 unreadable file, 7 could not write, 130 interrupted.
+"""
+
+
+def _version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if not value or context.resilient_parsing:
+        return
+    click.echo(f"ckpttool {__version__}")
+    context.exit()
+
+
+@click.group(
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "auto_envvar_prefix": "CKPTTOOL",
+        "max_content_width": 100,
+    },
+    epilog=_EPILOG,
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit."
+)
+def group() -> None:
+    """Average checkpoints, apply moving averages, and see learning-rate schedules.
+
+    No model is loaded and nothing from a file is executed: checkpoints of any framework are read as bytes.
+    Every option can be set by an environment variable: --last of average by CKPTTOOL_AVERAGE_LAST.
+
+    \b
+    Example:
+      ckpttool average runs/a --last 5 -o averaged.safetensors
+    """
+
+
+def _add_commands() -> None:
+    # Modules of commands import click and nothing heavy at their top.
+    from ckpttool.cli.average import average
+
+    group.add_command(average)
+
+
+_add_commands()
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with the code that the outcome has."""
+    sys.exit(_run(args))
+
+
+def _run(args: Sequence[str] | None) -> int:
+    previous = _exit_on_sigterm()
+    try:
+        outcome = group.main(args=args, prog_name="ckpttool", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted: nothing was written.", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe has seen enough (`| head`). Python would complain once more while it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except CkpttoolError as error:
+        if os.environ.get("CKPTTOOL_DEBUG"):
+            raise
+        _show(error)
+        return error.exit_code
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _show(error: CkpttoolError) -> None:
+    click.echo(f"Error: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"Hint: {error.hint}", err=True)
+
+
+def _exit_on_sigterm() -> signal.Handlers | signal._HANDLER | None:
+    """Let a polite kill unwind the stack, so that temporary files go; None where signals cannot be set."""
+
+    def leave(_number: int, _frame: object) -> NoReturn:
+        sys.exit(TERMINATED)
+
+    try:
+        return signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not in the main thread
+        return None

@@ -1,0 +1,71 @@
+"""``--show``: a small tensor in every member and in the output, side by side."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ckpttool.cli._output import Output
+from ckpttool.errors import UsageError
+from ckpttool.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from ckpttool.plan import Plan
+
+__all__ = ["MAX_ELEMENTS", "check_shown", "print_shown", "shown"]
+
+MAX_ELEMENTS = 256
+"""Larger tensors are not for reading."""
+
+
+def check_shown(names: Sequence[str], plan: Plan, *, dry_run: bool) -> None:
+    """Refuse tensors that do not exist or are too large to be read, before any work is done."""
+    if names and dry_run:
+        raise UsageError("--show prints values, and --dry-run reads none", hint="Leave out one of the two.")
+    known = plan.artifact.tensors
+    for name in names:
+        if ("", name) not in known:
+            close = difflib.get_close_matches(name, [other for _, other in known], n=3)
+            hint = (
+                f"Did you mean {' or '.join(close)}?"
+                if close
+                else "--dry-run --json counts them; names are as in the newest."
+            )
+            raise UsageError(f"--show: there is no tensor {name!r}", hint=hint)
+        numel = known["", name].nbytes // known["", name].dtype.itemsize
+        if numel > MAX_ELEMENTS:
+            raise UsageError(f"--show: {name} has {numel:,} elements", hint=f"Up to {MAX_ELEMENTS} can be shown.")
+
+
+def shown(name: str, plan: Plan) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: the index of each element, its value in each member, and in the output."""
+    from ckpttool.formats import open_checkpoint
+
+    output = open_checkpoint(plan.output).tensors()
+    source = plan.artifact.ties.get(("", name), ("", name))
+    tensor = next(tensor for tensor in plan.tensors if tensor.id == source)
+    specs = [term.tensor for term in tensor.terms]
+    labels = [plan.members[term.member].checkpoint.path.name for term in tensor.terms]
+    columns = [_values(spec) for spec in [*specs, output["", name]]]
+    rows = [[index, *(column[index] for column in columns)] for index in columns[0]]
+    return [name, *labels, "output"], rows
+
+
+def print_shown(names: Sequence[str], plan: Plan, out: Output) -> None:
+    """Print each tensor as a table on stdout."""
+    for name in names:
+        out.table(*shown(name, plan))
+
+
+def _values(spec: TensorSpec) -> dict[str, str]:
+    import numpy as np
+
+    from ckpttool.engine import read_values
+
+    values: Any = read_values(spec)
+    return {"[" + ", ".join(map(str, index)) + "]": _spelled(values[index]) for index in np.ndindex(values.shape)}
+
+
+def _spelled(value: Any) -> str:
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
