@@ -45,7 +45,10 @@ def shown_columns(name: str, plan: Plan) -> dict[str, dict[str, str]]:
     output = open_checkpoint(plan.output).tensors()
     source = plan.artifact.ties.get(("", name), ("", name))
     tensor = next(tensor for tensor in plan.tensors if tensor.id == source)
-    columns = {plan.members[term.member].checkpoint.path.name: _values(term.tensor) for term in tensor.terms}
+    paths = [plan.members[term.member].checkpoint.path for term in tensor.terms]
+    distinct = len({path.name for path in paths}) == len(paths)
+    labels = [path.name if distinct else str(path) for path in paths]
+    columns = {label: _values(term.tensor) for label, term in zip(labels, tensor.terms, strict=True)}
     return {**columns, "output": _values(output["", name])}
 
 
