@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from ckpttool.formats import open_checkpoint
+from ckpttool import open_checkpoint
 
 Array = NDArray[np.float64]
 LAYERS = 2

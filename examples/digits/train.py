@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -87,7 +87,7 @@ class DigitTransformer(nn.Module):
 
 
 class MovingAverage:
-    """The moving average of the weights, one update a step, with a decay that grows as min(decay, (1+step)/(10+step))."""
+    """The moving average of the weights, one update a step; its decay grows as min(decay, (1 + step) / (10 + step))."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -110,6 +110,14 @@ class MovingAverage:
 def noam(step: int, scale: float, dim: int, warmup_steps: int) -> float:
     """The learning rate of update number `step` (from 1): linear warm-up, then the inverse square root of the step."""
     return float(scale * dim**-0.5 * min(step**-0.5, step * warmup_steps**-1.5))
+
+
+def read_digits() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The 1797 images (n, 8, 8), pixels from 0 to 16, and their labels."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return digits.images.astype(np.uint8), digits.target.astype(np.uint8)
 
 
 def batches(count: int, size: int, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
@@ -135,9 +143,9 @@ def train(run: Path, seed: int) -> None:
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # the order of a sum must not depend on the machine's number of cores
     torch.use_deterministic_algorithms(mode=True)
-    digits = load_digits()
-    images = torch.tensor(digits.images / 16, dtype=torch.float32)
-    labels = torch.tensor(digits.target)
+    pixels, targets = read_digits()
+    images = torch.tensor(pixels / 16, dtype=torch.float32)
+    labels = torch.tensor(targets, dtype=torch.int64)
     train_images, train_labels = images[:-HELD_OUT], labels[:-HELD_OUT]
     held_images, held_labels = images[-HELD_OUT:], labels[-HELD_OUT:]
 
@@ -182,13 +190,9 @@ def train(run: Path, seed: int) -> None:
 
 
 def save_held_out(path: Path) -> None:
-    """Write the held-out digits as they are: pixels from 0 to 16, and labels."""
-    digits = load_digits()
-    np.savez_compressed(
-        path,
-        images=digits.images[-HELD_OUT:].astype(np.uint8),
-        labels=digits.target[-HELD_OUT:].astype(np.uint8),
-    )
+    """Write the held-out digits as they are."""
+    pixels, targets = read_digits()
+    np.savez_compressed(path, images=pixels[-HELD_OUT:], labels=targets[-HELD_OUT:])
 
 
 if __name__ == "__main__":
