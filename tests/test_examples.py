@@ -57,7 +57,9 @@ def held_out() -> tuple[torch.Tensor, torch.Tensor]:
 
 def shown_table() -> dict[str, tuple[float, float]]:
     """The rows of evaluate.py's output in the example's README: file name to loss and accuracy in percent."""
-    rows = re.findall(r"^(\S+)\s+(\d\.\d{4})\s+(\d+\.\d)%$", (DIGITS / "README.md").read_text(encoding="utf-8"), re.M)
+    rows = re.findall(
+        r"^(\S+)\s+(\d\.\d{4})\s+(\d+\.\d)%$", (DIGITS / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     return {Path(name).name: (float(loss), float(accuracy)) for name, loss, accuracy in rows}
 
 

@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ckpttool.schedules import noam
+from ckpttool.training import MovingAverage
+
 HERE = Path(__file__).parent
 
 HELD_OUT = 600
@@ -86,32 +89,6 @@ class DigitTransformer(nn.Module):
         return self.head(self.norm(x).mean(dim=1))
 
 
-class MovingAverage:
-    """The moving average of the weights, one update a step; its decay grows as min(decay, (1 + step) / (10 + step))."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.step = 0
-        self.shadow = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Take the weights after update number `step` (from 1) in."""
-        self.step = step
-        share = 1 - min(self.decay, (1 + step) / (10 + step))
-        for name, weight in model.named_parameters():
-            self.shadow[name] -= (self.shadow[name] - weight) * share
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"decay": self.decay, "step": self.step, "shadow": self.shadow}
-
-
-def noam(step: int, scale: float, dim: int, warmup_steps: int) -> float:
-    """The learning rate of update number `step` (from 1): linear warm-up, then the inverse square root of the step."""
-    return float(scale * dim**-0.5 * min(step**-0.5, step * warmup_steps**-1.5))
-
-
 def read_digits() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The 1797 images (n, 8, 8), pixels from 0 to 16, and their labels."""
     from sklearn.datasets import load_digits
@@ -151,10 +128,9 @@ def train(run: Path, seed: int) -> None:
 
     shape = CONFIG["model"]
     model = DigitTransformer(**shape, mean_image=train_images.mean(dim=0))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1.0, betas=(0.9, 0.98), eps=1e-9)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda k: noam(k + 1, CONFIG["learning_rate"], shape["dim"], CONFIG["warmup_steps"])
-    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=1.0, betas=(0.9, 0.98), eps=1e-9)  # LambdaLR multiplies the 1
+    rate = noam(CONFIG["learning_rate"], shape["dim"], CONFIG["warmup_steps"])
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     average = MovingAverage(model, CONFIG["moving_average_decay"])
 
     run.mkdir(parents=True, exist_ok=True)
@@ -167,7 +143,7 @@ def train(run: Path, seed: int) -> None:
         loss.backward()
         optimizer.step()
         schedule.step()
-        average.update(model, step)
+        average.update(step)
         if step % CONFIG["save_every"] == 0:
             metrics = {"train_loss": loss.item(), **evaluate(model, held_images, held_labels)}
             print(f"step {step:5d}  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
