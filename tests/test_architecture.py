@@ -117,7 +117,7 @@ def test_only_training_is_built_on_torch() -> None:
 
 
 def run_python(code: str) -> str:
-    # -P (3.11) would be the way to say it; -c puts the working directory first on every version.
+    # With -c, modules are looked for in the working directory first: this is the package of the checkout.
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
