@@ -6,14 +6,20 @@ A plan is made without reading a single weight, and all that can be refused is r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from ckpttool.tensors import Artifact, Checkpoint, OutputFile, OutputTensor, TensorId, TensorSpec
+from ckpttool import __version__
+from ckpttool.errors import OutputExistsError, UsageError, WriteError
+from ckpttool.formats import format_for_output, get_format
+from ckpttool.matching import KeyPolicy, Matched, first_names, match, spoken, ties
+from ckpttool.tensors import DTYPES, Artifact, Checkpoint, OutputFile, OutputTensor, Skipped, TensorId, TensorSpec
 
-__all__ = ["Action", "Member", "Plan", "PlannedTensor", "Skipped", "Term"]
+__all__ = ["Action", "Entry", "Member", "Plan", "PlannedTensor", "Term", "make_plan"]
 
 Action = Literal["average", "newest", "equal"]
 """What becomes of a tensor.
@@ -31,14 +37,6 @@ class Member:
     checkpoint: Checkpoint
     coefficient: float
     step: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """An entry that was seen and left out."""
-
-    path: Path
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +92,6 @@ class Plan:
         format: Name of the output's format.
         artifact: What the format was asked to lay out.
         files: The output, laid out.
-        summary: The facts that `--json` prints: counts and sizes, JSON-able.
     """
 
     members: tuple[Member, ...]
@@ -110,7 +107,6 @@ class Plan:
     warnings: tuple[str, ...] = ()
     force: bool = False
     allow_nonfinite: bool = False
-    summary: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def bytes_to_read(self) -> int:
@@ -122,3 +118,301 @@ class Plan:
     def bytes_to_write(self) -> int:
         """Size of the output."""
         return sum(file.nbytes for file in self.files)
+
+
+OutputDType = Literal["same", "float32", "bfloat16", "float16", "float64"]
+IntegerPolicy = Literal["newest", "error"]
+
+
+class Entry(Protocol):
+    """A checkpoint that was selected: what `ckpttool.selection` yields."""
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint, opened."""
+
+    @property
+    def step(self) -> int | None:
+        """Its training step, where one is known."""
+
+
+def make_plan(
+    entries: Sequence[Entry],
+    output: str | Path,
+    *,
+    coefficients: Sequence[float] | None = None,
+    operation: str = "average",
+    dtype: OutputDType = "same",
+    keys: KeyPolicy = "strict",
+    integers: IntegerPolicy = "newest",
+    keep_state: bool = False,
+    force: bool = False,
+    allow_nonfinite: bool = False,
+    skipped: Sequence[Skipped] = (),
+    notes: Sequence[str] = (),
+    details: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Plan a weighted sum of checkpoints. No weight is read, and nothing is written.
+
+    Args:
+        entries: The members, in the order of `coefficients`. The newest is the one of the highest step where all have
+            a step, else the last.
+        output: The file to write; its suffix chooses the format. An existing directory, or a path that ends in a
+            separator: the newest member's file name in there.
+        coefficients: What each member is multiplied by; None for the uniform mean.
+        operation: What the coefficients mean, for the provenance: "average", "ema", ...
+        dtype: Element type of the averaged tensors; "same" keeps the newest member's.
+        keys: What to do about tensors that not all members have.
+        integers: Integer and bool tensors are never averaged. "newest": take the newest member's, report differences.
+            "error": a difference is an error.
+        keep_state: Keep the newest member's training state (optimizer, scaler, scheduler).
+        force: Replace an existing output.
+        allow_nonfinite: Let NaN and infinity pass.
+        skipped: What the selection left out, to be reported with the plan.
+        notes: What the selection wants to be known.
+        details: More facts for the provenance, JSON-able.
+
+    Raises:
+        UsageError: The request contradicts itself.
+        MismatchError: The members do not fit together.
+        OutputExistsError: The output exists (without `force`) or is an input.
+        WriteError: The output's directory cannot be written, or the disk has no room.
+    """
+    if not entries:
+        raise UsageError("there is nothing to average", hint="Name a model directory, or checkpoint files.")
+    shares = list(coefficients) if coefficients is not None else [1 / len(entries)] * len(entries)
+    if len(shares) != len(entries):
+        raise UsageError(f"{len(shares)} weights were given for {len(entries)} checkpoints")
+    members = _in_canonical_order([Member(e.checkpoint, c, e.step) for e, c in zip(entries, shares, strict=True)])
+    newest = members[-1].checkpoint
+    path = _output_path(output, newest)
+    writer = format_for_output(path, newest)
+    template = newest if newest.format == writer.NAME else None
+    if keep_state and template is None:
+        raise UsageError(
+            f"--keep-state needs an output of the newest checkpoint's own format, and {path.name} is not",
+            hint=f"End the output's name in {newest.path.suffix or get_format(newest.format).SUFFIXES[0]}.",
+        )
+    _check_output(path, members, force=force)
+
+    holds_copies = template is not None and bool(newest.copies)
+    checkpoints = [member.checkpoint for member in members]
+    matched = match(checkpoints, len(members) - 1, keys, with_copies=holds_copies)
+    tied = _kept_ties(matched)
+    weights = [1.0] * len(members) if coefficients is None else [member.coefficient for member in members]
+    tensors = tuple(
+        _plan_tensor(name, matched, weights, checkpoints, tied, dtype, integers)
+        for name in matched.names
+        if name not in tied
+    )
+    outputs = {tensor.id: tensor.output for tensor in tensors}
+    artifact = Artifact(
+        tensors={name: outputs[tied.get(name, name)] for name in matched.names},
+        ties=tied,
+        template=template,
+        keep_state=keep_state,
+        provenance=_provenance(members, operation, dtype, keys, details),
+        stem=_stem(path),
+    )
+    files = writer.lay_out(artifact)
+    plan = Plan(
+        members=tuple(members),
+        newest=len(members) - 1,
+        divisor=float(len(members)) if coefficients is None else 1.0,
+        tensors=tensors,
+        output=path,
+        format=writer.NAME,
+        artifact=artifact,
+        files=files,
+        skipped=tuple(skipped),
+        notes=(*notes, *matched.notes, *_notes(checkpoints, matched, artifact, dtype, holds_copies=holds_copies)),
+        warnings=_warnings(matched),
+        force=force,
+        allow_nonfinite=allow_nonfinite,
+    )
+    _check_room(path, plan.bytes_to_write)
+    return plan
+
+
+def _in_canonical_order(members: list[Member]) -> list[Member]:
+    """By step where all have one, so that the result does not depend on the order of arguments; else as given."""
+    if all(member.step is not None for member in members):
+        return sorted(members, key=lambda m: (m.step, m.checkpoint.path.name, str(m.checkpoint.path)))
+    return members
+
+
+def _kept_ties(matched: Matched) -> dict[TensorId, TensorId]:
+    """The newest member's ties among the tensors of the output."""
+    newest = matched.found[-1]
+    return ties({name: newest[name] for name in matched.names})
+
+
+def _plan_tensor(
+    name: TensorId,
+    matched: Matched,
+    weights: Sequence[float],
+    checkpoints: Sequence[Checkpoint],
+    tied: Mapping[TensorId, TensorId],
+    dtype: OutputDType,
+    integers: IntegerPolicy,
+) -> PlannedTensor:
+    spec = matched.found[-1][name]
+    strides = spec.strides if spec.is_dense else None
+    averaged = spec.dtype.is_averaged and name not in matched.alone
+    out_dtype = DTYPES[dtype] if dtype != "same" and spec.dtype.kind == "float" else spec.dtype
+    output = OutputTensor(out_dtype, spec.shape, strides)
+    if name in matched.alone:
+        last = Term(len(weights) - 1, 1.0, spec)
+        return PlannedTensor(name, "newest", output, (last,))
+    terms = tuple(
+        Term(index, weight, tensors[name])
+        for index, (tensors, weight) in enumerate(zip(matched.found, weights, strict=True))
+        if weight != 0 or not averaged
+    )
+    aliases = [alias for alias, original in tied.items() if original == name]
+    must_equal = tuple(
+        (str(checkpoint.path), tensors[name], tensors[alias])
+        for checkpoint, tensors in zip(checkpoints, matched.found, strict=True)
+        for alias in aliases
+        if tensors[alias] != tensors[name]
+    )
+    action: Action = "average" if averaged else "equal" if integers == "error" else "newest"
+    return PlannedTensor(name, action, output, terms, len(terms) - 1, must_equal)
+
+
+def _output_path(output: str | Path, newest: Checkpoint) -> Path:
+    path = Path(output)
+    if path.is_dir() or str(output).endswith(("/", os.sep)):  # a Path does not keep the separator at its end
+        return path / newest.path.name
+    return path
+
+
+def _stem(path: Path) -> str:
+    """The name without its suffixes; ``model`` for ``model.pth.tar``. Steps keep their points (``step=1.5``)."""
+    name = path.name
+    for suffix in (".tar", path.suffix if path.suffix != ".tar" else path.with_suffix("").suffix):
+        name = name.removesuffix(suffix)
+    return name or "archive"
+
+
+def _check_output(path: Path, members: Sequence[Member], *, force: bool) -> None:
+    for member in members:
+        for file in (member.checkpoint.path, *member.checkpoint.files):
+            if _is_same_file(path, file):
+                raise OutputExistsError(
+                    f"{path}: the output is one of the inputs",
+                    path=path,
+                    hint="Inputs are never written to. Choose -o.",
+                )
+    if path.is_symlink() or path.exists():
+        if path.is_dir():
+            raise OutputExistsError(f"{path}: a directory is in the way", path=path)
+        if not force:
+            raise OutputExistsError(
+                f"{path}: exists already", path=path, hint="--force replaces it; -o writes somewhere else."
+            )
+    parent = _nearest_directory(path.parent)
+    if not parent.is_dir():
+        raise WriteError(f"{path}: {parent} is not a directory", path=path)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise WriteError(f"{path}: no permission to write in {parent}", path=path, hint="-o writes somewhere else.")
+
+
+def _nearest_directory(path: Path) -> Path:
+    """The deepest part of a path that exists; the rest is made when the output is written."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return one == other
+
+
+def _check_room(path: Path, nbytes: int) -> None:
+    free = shutil.disk_usage(_nearest_directory(path.parent)).free
+    if free < nbytes:
+        raise WriteError(
+            f"{path}: the output needs {nbytes:,} bytes and the disk has {free:,} free",
+            path=path,
+            hint="-o writes to another disk; --dtype bfloat16 halves a float32 output.",
+        )
+
+
+def _provenance(
+    members: Sequence[Member], operation: str, dtype: str, keys: str, details: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What the output was made of. Names without directories and no times, so that equal inputs give equal bytes."""
+    return {
+        "ckpttool": __version__,
+        "operation": operation,
+        "members": [{"name": m.checkpoint.path.name, "step": m.step, "coefficient": m.coefficient} for m in members],
+        "dtype": dtype,
+        "keys": keys,
+        **(details or {}),
+    }
+
+
+def _notes(
+    checkpoints: Sequence[Checkpoint], matched: Matched, artifact: Artifact, dtype: str, *, holds_copies: bool
+) -> tuple[str, ...]:
+    newest = checkpoints[-1]
+    notes = [f"{c.path.name}: {note}" for c in checkpoints for note in c.notes]
+    by_dtype = {
+        tuple(str(found[name].dtype) for found in matched.found if name in found): name for name in matched.names
+    }
+    mixed = [(dtypes, name) for dtypes, name in by_dtype.items() if len(set(dtypes)) > 1]
+    for dtypes, name in mixed:
+        kept = artifact.tensors[name].dtype
+        notes.append(
+            f"dtypes differ between members ({', '.join(dict.fromkeys(dtypes))}), as in {spoken(name)}; "
+            f"the output is {kept}"
+        )
+    if dtype != "same":
+        notes.append(f"the averaged tensors are written as {dtype}")
+    integers = [name for name in matched.names if not matched.found[-1][name].dtype.is_averaged]
+    if integers:
+        notes.append(f"{_count(integers, 'integer or bool tensor')} kept from {newest.path.name}, not averaged")
+    if newest.copies and holds_copies:
+        notes.append(f"averaged with its own kind: the copy of the weights in {', '.join(newest.copies)}")
+    elif newest.copies:
+        notes.append(
+            f"the copy of the weights in {', '.join(newest.copies)} is left out; "
+            f"--section {next(iter(newest.copies))} averages it instead"
+        )
+    unmatched = [c.path.name for c in checkpoints[:-1] if c.copies and not newest.copies]
+    if unmatched:
+        notes.append(f"copies of the weights in {first_names(unmatched)} are left out: the newest has none")
+    if newest.state and not artifact.keep_state:
+        notes.append(
+            f"training state left out: {', '.join(newest.state)}"
+            + (" (--keep-state keeps it)" if artifact.template else "")
+        )
+    statistics = [name for name in matched.names if name[1].endswith(("running_mean", "running_var"))]
+    if statistics:
+        notes.append(
+            f"{_count(statistics, 'batch-norm statistic')} averaged as stored; "
+            "re-estimate them on data if accuracy depends on it"
+        )
+    return tuple(notes)
+
+
+def _warnings(matched: Matched) -> tuple[str, ...]:
+    newest = matched.found[-1]
+    eights = [
+        name
+        for name in matched.names
+        if newest[name].dtype.name.startswith("float8") and newest[name].dtype.is_averaged
+    ]
+    scaled = any(name[1].endswith(("_scale", "_scale_inv", ".scale")) for name in matched.names)
+    if eights and scaled:
+        found = f"{_count(eights, 'float8 tensor')} with scales of their own, as {spoken(eights[0])}"
+        return (f"{found}: a mean of scaled numbers is right only if all members have the same scales",)
+    return ()
+
+
+def _count(things: Sequence[object], noun: str) -> str:
+    return f"{len(things):,} {noun}" + ("" if len(things) == 1 else "s")

@@ -22,6 +22,7 @@ __all__ = [
     "Extent",
     "OutputFile",
     "OutputTensor",
+    "Skipped",
     "Slot",
     "TensorId",
     "TensorSpec",
@@ -216,6 +217,14 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file or directory that was seen and left out, with the reason as a phrase."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class OutputTensor:
     """A tensor as it shall be written: dense, in the order of dimensions that `strides` (None: C order) gives."""
 
@@ -238,6 +247,8 @@ class Artifact:
         ties: Of tied names, each but the first maps to the first: one set of bytes serves them all.
         template: The checkpoint whose container is kept, everything but `tensors` as it is in there. None, or a
             checkpoint of another format: a plain file of the weights.
+        drop: Key paths of the template's container that are left out, with all that is below them. Weights and copies
+            of the template that are not among `tensors` are left out as well.
         keep_state: Whether the training state in the template's container is kept as well.
         provenance: What the output was made of, JSON-able; written into the file where the format can hold it.
         stem: The output's file name without its suffix.
@@ -246,6 +257,7 @@ class Artifact:
     tensors: Mapping[TensorId, OutputTensor]
     ties: Mapping[TensorId, TensorId] = field(default_factory=dict)
     template: Checkpoint | None = None
+    drop: tuple[tuple[str | int, ...], ...] = ()
     keep_state: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
     stem: str = "archive"

@@ -48,7 +48,7 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit."
 )
 def group() -> None:
-    r"""Average checkpoints, apply moving averages, and see learning-rate schedules.
+    """Average checkpoints, apply moving averages, and see learning-rate schedules.
 
     No model is loaded and nothing from a file is executed: checkpoints of any framework are read as bytes.
     Every option can be set by an environment variable: --last of average by CKPTTOOL_AVERAGE_LAST.
@@ -94,7 +94,7 @@ def _run(args: Sequence[str] | None) -> int:
     except CkpttoolError as error:
         if os.environ.get("CKPTTOOL_DEBUG"):
             raise
-        _show(error)
+        _print_error(error)
         return error.exit_code
     finally:
         if previous is not None:
@@ -102,7 +102,7 @@ def _run(args: Sequence[str] | None) -> int:
     return outcome if isinstance(outcome, int) else 0
 
 
-def _show(error: CkpttoolError) -> None:
+def _print_error(error: CkpttoolError) -> None:
     click.echo(f"Error: {error.message}", err=True)
     if error.hint:
         click.echo(f"Hint: {error.hint}", err=True)

@@ -55,12 +55,10 @@ class Output:
     Attributes:
         quiet: Keep the conversation to warnings and errors.
         verbose: Say more.
-        as_json: The answer is one JSON document, and stdout holds nothing else.
     """
 
     quiet: bool = False
     verbose: bool = False
-    as_json: bool = False
 
     def answer(self, text: str) -> None:
         """Print a line of the answer on stdout."""
@@ -108,8 +106,17 @@ class Output:
             table.add_row(*(_plain(cell) for cell in row))
         self._console(err=err).print(table)
 
+    def gap(self) -> None:
+        """An empty line between two tables on stdout; on a terminal they bring their own."""
+        if not sys.stdout.isatty():
+            click.echo()
+
+    def size(self, nbytes: int) -> str:
+        """A size for a table on stdout: as people read it on a terminal, as a number of bytes for programs."""
+        return format_bytes(nbytes) if sys.stdout.isatty() else str(nbytes)
+
     @contextmanager
-    def progress(self, total_bytes: int, label: str) -> Iterator[Callable[[int], None]]:
+    def progress(self, total_bytes: int) -> Iterator[Callable[[int], None]]:
         """A progress bar with bytes, rate and time left on a terminal; nothing anywhere else.
 
         Yields:
@@ -137,7 +144,7 @@ class Output:
             transient=True,
         )
         with bar:
-            task = bar.add_task(label, total=total_bytes)
+            task = bar.add_task("averaging", total=total_bytes)
             yield lambda count: bar.advance(task, count)
 
     def _console(self, *, err: bool) -> Console:

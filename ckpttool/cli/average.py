@@ -1,10 +1,81 @@
-"""``ckpttool average``."""
+"""``ckpttool average``: the last N checkpoints of a model directory, layer by layer."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
+
+from ckpttool.cli._options import (
+    PolicyOptions,
+    RunOptions,
+    SelectionOptions,
+    checkpoints_argument,
+    conversation_options,
+    policy_options,
+    run_options,
+    selection_options,
+)
+from ckpttool.cli._output import Output
 
 
 @click.command(short_help="Average the last checkpoints of a run.")
-def average() -> None:
-    """Average the last checkpoints of a run, layer by layer."""
+@checkpoints_argument
+@selection_options
+@click.option("--weights", metavar="W,W,...", help="Coefficients instead of equal shares: oldest first, or as listed.")
+@click.option("--normalize", is_flag=True, help="Divide the --weights by their sum; otherwise it must be 1.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Output file.  [default: avg/ in the directory]")
+@policy_options
+@run_options
+@click.option("--show", multiple=True, metavar="TENSOR", help="Print a small tensor in each member and in the average.")
+@conversation_options
+def average(
+    checkpoints: tuple[Path, ...],
+    selection: SelectionOptions,
+    weights: str | None,
+    normalize: bool,
+    output: Path | None,
+    policy: PolicyOptions,
+    run: RunOptions,
+    show: tuple[str, ...],
+    out: Output,
+) -> None:
+    """Average the last checkpoints of a run, layer by layer.
+
+    CHECKPOINT is one model directory, or two or more checkpoint files. Of a directory the newest 8 are taken, by
+    training step; copies such as last.pt and earlier averages are recognised and left out. The output is a checkpoint
+    that the framework loads: the newest one with the weights replaced.
+
+    \b
+    Examples:
+      ckpttool average runs/a --last 5
+      ckpttool average runs/a --last 5 --dry-run
+      ckpttool average runs/a --best 5 --metric valid_loss -o best.safetensors
+      ckpttool average a.pt b.pt c.pt --weights 0.2,0.3,0.5 -o mix.pt
+    """
+    from ckpttool.cli._show import check_shown
+    from ckpttool.cli._steps import default_output, plan_keywords, run_plans, select
+    from ckpttool.coefficients import explicit
+    from ckpttool.plan import make_plan
+
+    coefficients = None if weights is None else explicit(_numbers(weights), normalize=normalize)
+    found = select(checkpoints, selection, shares=len(coefficients) if coefficients else None)
+    plan = make_plan(
+        found.entries,
+        default_output(checkpoints, output, "avg"),
+        coefficients=coefficients,
+        skipped=found.skipped,
+        notes=found.notes,
+        **plan_keywords(policy, run),
+    )
+    check_shown(show, plan, dry_run=run.dry_run)
+    run_plans([plan], "average", run, out, show=show)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{text!r} is not a list of numbers such as 0.2,0.3,0.5", param_hint="--weights"
+        ) from error

@@ -1,0 +1,148 @@
+"""A plan and its result in words, in tables and as JSON. The JSON is public interface: docs/json.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ckpttool import __version__
+from ckpttool.cli._output import Output, format_bytes, format_count
+from ckpttool.cli._show import shown_columns
+from ckpttool.matching import first_names, spoken
+from ckpttool.plan import Plan
+
+if TYPE_CHECKING:
+    from ckpttool.engine import Result
+
+__all__ = ["SCHEMA_VERSION", "document", "facts", "print_plan", "print_result", "print_start"]
+
+SCHEMA_VERSION = 1
+
+
+def facts(plan: Plan) -> dict[str, int]:
+    """The counts of a plan: tensors, averaged, kept, tied, parameters, bytes."""
+    weights = [tensor for tensor in plan.tensors if not tensor.id[0]]
+    return {
+        "tensors": len(plan.artifact.tensors),
+        "averaged": sum(tensor.action == "average" for tensor in plan.tensors),
+        "kept": sum(tensor.action != "average" for tensor in plan.tensors),
+        "tied": len(plan.artifact.ties),
+        "parameters": sum(math.prod(tensor.output.shape) for tensor in weights),
+        "bytes_to_read": plan.bytes_to_read,
+        "bytes_to_write": plan.bytes_to_write,
+    }
+
+
+def document(
+    plan: Plan, command: str, *, result: Result | None, peak_memory: int, show: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The plan, the result where there is one, and the tensors that shall be shown, as JSON-able values."""
+    return {
+        "schema": SCHEMA_VERSION,
+        "ckpttool": __version__,
+        "command": command,
+        "dry_run": result is None,
+        "members": [
+            {
+                "path": str(member.checkpoint.path),
+                "step": member.step,
+                "coefficient": member.coefficient,
+                "bytes": _member_bytes(plan, index),
+            }
+            for index, member in enumerate(plan.members)
+        ],
+        "skipped": [{"path": str(skipped.path), "reason": skipped.reason} for skipped in plan.skipped],
+        "output": {"path": str(plan.output), "format": plan.format},
+        **facts(plan),
+        "peak_memory": peak_memory,
+        "notes": list(plan.notes),
+        "warnings": list(plan.warnings),
+        "result": None
+        if result is None
+        else {
+            "seconds": round(result.seconds, 3),
+            "bytes_read": result.bytes_read,
+            "bytes_written": result.bytes_written,
+            "differing": [spoken(name) for name in result.differing],
+        },
+        "shown": {name: shown_columns(name, plan) for name in show},
+    }
+
+
+def print_plan(plan: Plan, out: Output, *, peak_memory: int) -> None:
+    """The whole plan on stdout: members, what was skipped, what is written."""
+    out.table(["step", "checkpoint", "bytes", "coefficient"], _member_rows(plan, out.size))
+    if plan.skipped:
+        out.gap()
+        out.table(["skipped", "because"], [[skipped.path.name, skipped.reason] for skipped in plan.skipped])
+    count = facts(plan)
+    out.gap()
+    rows = [
+        ["output", str(plan.output)],
+        ["format", plan.format],
+        [
+            "tensors",
+            f"{count['tensors']:,} ({count['averaged']:,} averaged, {count['kept']:,} kept, {count['tied']:,} tied)",
+        ],
+        ["parameters", f"{count['parameters']:,}"],
+        ["reads", format_bytes(count["bytes_to_read"])],
+        ["writes", format_bytes(count["bytes_to_write"])],
+        ["peak memory", f"about {format_bytes(peak_memory)}"],
+    ]
+    out.table(["plan", ""], rows)
+    print_notes(plan.notes, plan.warnings, out)
+
+
+def print_start(plan: Plan, out: Output) -> None:
+    """What is about to be done, on stderr."""
+    steps = [member.step for member in plan.members]
+    known = f" (steps {_steps(steps)})" if all(step is not None for step in steps) else ""
+    out.say(f"Averaging {format_count(len(plan.members), 'checkpoint')}{known}, {format_bytes(plan.bytes_to_read)}.")
+    for row in _member_rows(plan, format_bytes):
+        out.detail("  ".join(row))
+    for skipped in plan.skipped:
+        out.detail(f"Skipped {skipped.path.name}: {skipped.reason}")
+    print_notes(plan.notes, plan.warnings, out)
+
+
+def print_notes(notes: Sequence[str], warnings: Sequence[str], out: Output) -> None:
+    """Notes on stderr unless --quiet; warnings always."""
+    for note in notes:
+        out.say(f"Note: {note}.")
+    for warning in warnings:
+        out.warn(f"{warning}.")
+
+
+def print_result(result: Result, out: Output) -> None:
+    """The output's path on stdout, what became of it on stderr."""
+    if result.differing:
+        names = first_names(map(spoken, result.differing))
+        out.say(f"Note: integer or bool tensors that differ between members are the newest's: {names}.")
+    rate = result.bytes_read / max(result.seconds, 1e-9)
+    out.say(
+        f"Wrote {format_bytes(result.bytes_written)} in {result.seconds:.2f} s "
+        f"(read {format_bytes(result.bytes_read)}, {format_bytes(rate)}/s):"
+    )
+    out.answer(str(result.output))
+
+
+def _member_rows(plan: Plan, size: Callable[[int], str]) -> list[list[str]]:
+    return [
+        [
+            "" if member.step is None else str(member.step),
+            str(member.checkpoint.path),
+            size(_member_bytes(plan, index)),
+            f"{member.coefficient:.6g}",
+        ]
+        for index, member in enumerate(plan.members)
+    ]
+
+
+def _member_bytes(plan: Plan, index: int) -> int:
+    return sum(term.tensor.nbytes for tensor in plan.tensors for term in tensor.terms if term.member == index)
+
+
+def _steps(steps: Sequence[int | None]) -> str:
+    shown = [str(step) for step in steps]
+    return ", ".join(shown if len(shown) <= 10 else [*shown[:4], "...", *shown[-4:]])

@@ -1,0 +1,215 @@
+"""Which tensor of one checkpoint is which tensor of another: names, wrapper prefixes, ties.
+
+Pure functions over `Checkpoint`s. Nothing is dropped or invented in silence: each choice comes back as a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ckpttool.errors import MismatchError
+from ckpttool.tensors import Checkpoint, TensorId, TensorSpec
+
+__all__ = ["WRAPPERS", "KeyPolicy", "Matched", "first_names", "match", "spoken", "ties", "wrapper_prefix"]
+
+KeyPolicy = Literal["strict", "intersection", "newest"]
+
+WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.")
+"""Prefixes that DDP and DataParallel, torch.compile, FSDP and Lightning Fabric put before every name."""
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Checkpoints whose tensors have been put side by side.
+
+    Attributes:
+        names: The tensors of the output, as the newest member names them, in its order.
+        found: For each member, those of its tensors that answer to these names.
+        notes: What a user should know about how they were matched.
+        alone: Names that stand in the newest only and keep its value (policy "newest").
+    """
+
+    names: tuple[TensorId, ...]
+    found: tuple[Mapping[TensorId, TensorSpec], ...]
+    notes: tuple[str, ...]
+    alone: frozenset[TensorId] = frozenset()
+
+
+def wrapper_prefix(names: Collection[str]) -> str:
+    """The longest chain of wrapper prefixes that stands before every one of the names.
+
+    >>> wrapper_prefix(["module._orig_mod.a", "module._orig_mod.b"])
+    'module._orig_mod.'
+    """
+    prefix = ""
+    while names:
+        following = next((w for w in WRAPPERS if all(name.startswith(prefix + w) for name in names)), None)
+        if following is None:
+            break
+        prefix += following
+    return prefix
+
+
+def ties(tensors: Mapping[TensorId, TensorSpec]) -> dict[TensorId, TensorId]:
+    """Of tensors that are one and the same view of one storage, each but the first, mapped to the first."""
+    first: dict[TensorSpec, TensorId] = {}
+    tied: dict[TensorId, TensorId] = {}
+    for name, spec in tensors.items():
+        if spec.numel == 0:  # nothing is shared by tensors without elements
+            continue
+        original = first.setdefault(spec, name)
+        if original != name:
+            tied[name] = original
+    return tied
+
+
+def first_names(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are: ``a, b, c, d, e and 12 more``."""
+    names = list(names)
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def match(checkpoints: Sequence[Checkpoint], newest: int, policy: KeyPolicy, *, with_copies: bool = True) -> Matched:
+    """Put the tensors of several checkpoints side by side.
+
+    Args:
+        checkpoints: The members.
+        newest: Index of the newest, whose names and order the output has.
+        policy: What to do about names that not all members have. "strict": an error. "intersection": leave them out.
+            "newest": keep the newest's names; what another member lacks keeps the newest's value.
+        with_copies: Whether moving averages stored beside the weights take part.
+
+    Raises:
+        MismatchError: Names differ (policy "strict"), no name is common to all, or shapes or kinds of dtype differ.
+    """
+    notes: list[str] = []
+    prefixes = [wrapper_prefix(checkpoint.weights) for checkpoint in checkpoints]
+    for prefix in sorted(set(prefixes) - {prefixes[newest]}):
+        who = [str(c.path.name) for c, p in zip(checkpoints, prefixes, strict=True) if p == prefix]
+        said = (
+            f"without the wrapper prefix {prefixes[newest]!r}" if not prefix else f"with the wrapper prefix {prefix!r}"
+        )
+        notes.append(f"names {said} in {first_names(who)} are matched with the newest's")
+    members = [
+        _renamed(checkpoint, prefix, prefixes[newest], with_copies=with_copies)
+        for checkpoint, prefix in zip(checkpoints, prefixes, strict=True)
+    ]
+    wanted = members[newest]
+    found = [_adopt_ties(tensors, wanted) for tensors in members]
+
+    names = list(wanted)
+    alone: set[TensorId] = set()
+    for checkpoint, tensors in zip(checkpoints, found, strict=True):
+        missing = [name for name in wanted if name not in tensors]
+        extra = [name for name in tensors if name not in wanted]
+        if not missing and not extra:
+            continue
+        difference = _difference(checkpoint, checkpoints[newest], missing, extra)
+        if policy == "strict":
+            raise MismatchError(
+                difference,
+                path=checkpoint.path,
+                tensor=spoken((missing or extra)[0]),
+                hint="--keys intersection averages what all have; --keys newest keeps the newest's names.",
+            )
+        notes.append(difference)
+        if policy == "intersection":
+            gone = set(missing)
+            names = [name for name in names if name not in gone]
+        else:
+            alone.update(missing)
+    if not names or len(alone) == len(names):
+        raise MismatchError(
+            "the checkpoints have no tensor in common",
+            path=checkpoints[newest].path,
+            hint="Are they of one model? `--section` says where the weights are, where that was not found.",
+        )
+    for checkpoint, tensors in zip(checkpoints, found, strict=True):
+        _check_alike([name for name in names if name in tensors], checkpoint, tensors, checkpoints[newest], wanted)
+    return Matched(tuple(names), tuple(found), tuple(notes), frozenset(alone))
+
+
+def _renamed(checkpoint: Checkpoint, own: str, wanted: str, *, with_copies: bool) -> dict[TensorId, TensorSpec]:
+    """The tensors under the names that they would have in the newest member."""
+    tensors = checkpoint.tensors() if with_copies else {("", name): spec for name, spec in checkpoint.weights.items()}
+    if own == wanted:
+        return tensors
+    renamed = {}
+    for (section, name), spec in tensors.items():
+        name = wanted + name[len(own) :] if name.startswith(own) else name  # noqa: PLW2901
+        renamed[section, name] = spec
+    return renamed
+
+
+def _adopt_ties(
+    tensors: dict[TensorId, TensorSpec], wanted: Mapping[TensorId, TensorSpec]
+) -> dict[TensorId, TensorSpec]:
+    """Add names that are missing only because a tied tensor was stored under one name, and drop the reverse.
+
+    Formats without ties (safetensors) keep one name of a tied group; frameworks tie them again when they load.
+    """
+    adopted = dict(tensors)
+    for alias, original in ties(wanted).items():
+        if alias not in adopted and original in adopted:
+            adopted[alias] = adopted[original]
+        elif original not in adopted and alias in adopted:
+            adopted[original] = adopted[alias]
+    # Three names and more: the group's first may have come in only now.
+    for alias, original in ties(wanted).items():
+        if alias not in adopted and original in adopted:
+            adopted[alias] = adopted[original]
+    known = {spec for name, spec in adopted.items() if name in wanted and spec.numel}
+    return {name: spec for name, spec in adopted.items() if name in wanted or spec not in known}
+
+
+def _difference(
+    checkpoint: Checkpoint, newest: Checkpoint, missing: Sequence[TensorId], extra: Sequence[TensorId]
+) -> str:
+    parts = []
+    if missing:
+        parts.append(f"lacks {len(missing)} ({first_names(map(spoken, missing))})")
+    if extra:
+        parts.append(f"has {len(extra)} more ({first_names(map(spoken, extra))})")
+    return f"{checkpoint.path}: of the tensors of {newest.path.name} it {' and '.join(parts)}"
+
+
+def _check_alike(
+    names: Sequence[TensorId],
+    checkpoint: Checkpoint,
+    tensors: Mapping[TensorId, TensorSpec],
+    newest: Checkpoint,
+    wanted: Mapping[TensorId, TensorSpec],
+) -> None:
+    """Refuse members whose tensors have other shapes, or numbers of another kind. Nothing is ever broadcast."""
+    for aspect, of in (("shape", _shape), ("kind of dtype", _kind)):
+        unlike = [name for name in names if of(tensors[name]) != of(wanted[name])]
+        if not unlike:
+            continue
+        name = unlike[0]
+        shown = _shape if aspect == "shape" else lambda spec: str(spec.dtype)
+        others = f"; {len(unlike) - 1} more differ ({first_names(map(spoken, unlike[1:]))})" if len(unlike) > 1 else ""
+        raise MismatchError(
+            f"{spoken(name)} has {aspect} {shown(tensors[name])} in {checkpoint.path} "
+            f"and {shown(wanted[name])} in {newest.path}{others}",
+            path=checkpoint.path,
+            tensor=spoken(name),
+            hint="Only checkpoints of one architecture can be averaged; --exclude leaves a file out.",
+        )
+
+
+def _kind(spec: TensorSpec) -> str:
+    return spec.dtype.kind
+
+
+def _shape(spec: TensorSpec) -> str:
+    return "[" + ", ".join(map(str, spec.shape)) + "]"
+
+
+def spoken(name: TensorId) -> str:
+    """A tensor's name as people read it: ``weight``, or ``weight (ema)`` for a stored copy."""
+    return name[1] if not name[0] else f"{name[1]} ({name[0]})"
