@@ -143,7 +143,7 @@ def test_float32_follows_the_graph_for_applied_and_the_log_line_for_logged(run):
 
 def test_default_rows_have_every_landmark(run):
     ran = run(*NOAM, "--start-decay-steps", 10000, "--minimum-learning-rate", "1e-4", "--format", "table")
-    notes = {line.split()[0]: line[38:].strip() for line in ran.stdout.splitlines() if "(" in line}
+    notes = {line.split()[0]: line[36:].strip() for line in ran.stdout.splitlines() if "(" in line}
     assert notes["10001"] == "start (applied)"
     assert notes["10991"] == "last at floor (applied); above floor (logged)"
     assert notes["18000"] == "peak (applied)"

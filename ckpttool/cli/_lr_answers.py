@@ -17,7 +17,7 @@ from ckpttool.schedules import Schedule
 __all__ = ["compare_with_log", "fit_log", "show_peer"]
 
 
-def show_peer(output: Output, name: str, spec: ScheduleSpec, *, as_json: bool) -> None:
+def show_peer(out: Output, name: str, spec: ScheduleSpec, *, as_json: bool) -> None:
     """Print another framework's options for the same curve, and where its rates differ; ``all``: a list.
 
     Raises:
@@ -32,14 +32,14 @@ def show_peer(output: Output, name: str, spec: ScheduleSpec, *, as_json: bool) -
     defaults = {"start_decay_steps": 0, "decay_step_duration": 1, "minimum_learning_rate": 0}
     own = [name for name, default in defaults.items() if getattr(spec, name) != default]
     if own:
-        output.warn(f"{', '.join(own)}: other frameworks have nothing like it; it is left out here")
+        out.warn(f"{', '.join(own)}: other frameworks have nothing like it; it is left out here")
     if as_json:
-        output.json({"peers": [_peer_document(peer, p) for peer in peers]})
+        out.json({"peers": [_peer_document(peer, p) for peer in peers]})
     elif name == "all":
         rows = [[peer.name, *map(_cell, _rates(peer, p, (1, 2, p.warmup_steps))), peer.title] for peer in peers]
-        output.table(["--as", "update 1", "update 2", f"update {p.warmup_steps}", "framework"], rows)
+        out.table(["--as", "update 1", "update 2", f"update {p.warmup_steps}", "framework"], rows)
     else:
-        _print_peer(output, peers[0], p)
+        _print_peer(out, peers[0], p)
 
 
 def _rates(peer: Peer, p: Noam, updates: tuple[int, ...]) -> list[float | None]:
@@ -81,30 +81,30 @@ def _peer_document(peer: Peer, p: Noam) -> dict[str, Any]:
     }
 
 
-def _print_peer(output: Output, peer: Peer, p: Noam) -> None:
-    output.answer(peer.title)
+def _print_peer(out: Output, peer: Peer, p: Noam) -> None:
+    out.answer(peer.title)
     for option in peer.options(p):
-        output.answer(f"  {option}")
+        out.answer(f"  {option}")
     if peer.rate is None:
-        output.answer("  no equivalent")
-    output.answer("")
-    output.answer(f"{peer.first_update}.")
+        out.answer("  no equivalent")
+    out.answer("")
+    out.answer(f"{peer.first_update}.")
     for remark in peer.remarks:
-        output.answer(f"- {remark}")
+        out.answer(f"- {remark}")
     if peer.rate is None:
         return
-    output.answer("")
+    out.answer("")
     own = _own(p)
     rows = []
     updates = _updates(p)
     for update, rate in zip(updates, _rates(peer, p, updates), strict=True):
         difference = "-" if rate is None else f"{(rate / own(update) - 1) * 100:+.4f} %"
         rows.append([str(update), _cell(own(update)), _cell(rate), difference])
-    output.table(["update", "OpenNMT-tf", peer.name, "difference"], rows)
+    out.table(["update", "OpenNMT-tf", peer.name, "difference"], rows)
 
 
 def compare_with_log(
-    output: Output, path: str, pattern: str | None, spec: ScheduleSpec, semantics: Semantics, *, as_json: bool
+    out: Output, path: str, pattern: str | None, spec: ScheduleSpec, semantics: Semantics, *, as_json: bool
 ) -> None:
     """Print whether a log agrees with the schedule.
 
@@ -120,7 +120,7 @@ def compare_with_log(
     verdict = compare_log(records, spec, semantics)
     first = verdict.first
     if as_json:
-        output.json(
+        out.json(
             {
                 "log": path,
                 "verdict": verdict.outcome,
@@ -137,11 +137,11 @@ def compare_with_log(
             }
         )
     else:
-        output.answer(f"{path}: {verdict.outcome}")
-        output.answer(f"  {verdict.explanation}")
-        output.answer(f"  {verdict.compared} lines compared, {verdict.differing} differ")
+        out.answer(f"{path}: {verdict.outcome}")
+        out.answer(f"  {verdict.explanation}")
+        out.answer(f"  {verdict.compared} lines compared, {verdict.differing} differ")
         if first:
-            output.answer(
+            out.answer(
                 f"  first difference: Step = {first.record.step} (line {first.record.line}) shows "
                 f"{first.record.rate:g}, the schedule says {first.expected:.6e}"
             )
@@ -164,7 +164,7 @@ _HINTS = {
 
 
 def fit_log(
-    output: Output,
+    out: Output,
     path: str,
     pattern: str | None,
     spec: ScheduleSpec,
@@ -187,7 +187,7 @@ def fit_log(
     fit = fit_noam(records, spec, semantics)
     scale = "learning_rate" if has_dim else "learning_rate / sqrt(model_dim)"
     if as_json:
-        output.json(
+        out.json(
             {
                 "log": path,
                 scale: fit.scale,
@@ -199,7 +199,7 @@ def fit_log(
             }
         )
     else:
-        show: Callable[[str], None] = output.answer
+        show: Callable[[str], None] = out.answer
         show(f"{path}: {fit.compared} of {len(records)} lines are above the floor of {spec.minimum_learning_rate:g}")
         show(f"  {scale}: {_fitted(fit.scale, fit.scale_bounds)}")
         show(f"  warmup_steps: {_fitted(fit.warmup_steps, fit.warmup_bounds)}")

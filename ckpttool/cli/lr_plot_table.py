@@ -162,7 +162,7 @@ Examples:
     help="How a line of another program's log looks: (?P<step>...) and (?P<lr>...).",
 )
 @conversation_options
-def lr_plot_table(**options: Any) -> None:
+def lr_plot_table(out: Output, **options: Any) -> None:
     """Show what the learning rate will be, step by step, as a table and as a picture.
 
     \b
@@ -172,32 +172,31 @@ def lr_plot_table(**options: Any) -> None:
       lr = learning_rate * model_dim^-0.5 * min(n^-0.5, n * warmup_steps^-1.5)
       lr = max(lr, minimum_learning_rate)
     """
-    output = Output(options["quiet"], options["verbose"])
     as_json = options["format_"] in ("json", "jsonl")
     _check_questions(options)
     outputs = [(path, os.path.splitext(path)[1].lower()) for path in options["outputs"]]
     _check_outputs(outputs, options)
     request = _request(options)
     for warning in request.warnings:
-        output.warn(warning)
+        out.warn(warning)
 
     spec = request.base
     logged: Semantics = "applied" if options["semantics"] == "applied" else "logged"
     if options["peer"] is not None:
         from ckpttool.cli._lr_answers import show_peer
 
-        show_peer(output, options["peer"], spec, as_json=as_json)
+        show_peer(out, options["peer"], spec, as_json=as_json)
     elif options["compare_log"] is not None:
         from ckpttool.cli._lr_answers import compare_with_log
 
-        compare_with_log(output, options["compare_log"], options["log_pattern"], spec, logged, as_json=as_json)
+        compare_with_log(out, options["compare_log"], options["log_pattern"], spec, logged, as_json=as_json)
     elif options["fit"] is not None:
         from ckpttool.cli._lr_answers import fit_log
 
         has_dim = spec.values["model_dim"] != 1 or options["model_dim"] is not None
-        fit_log(output, options["fit"], options["log_pattern"], spec, logged, has_dim=has_dim, as_json=as_json)
+        fit_log(out, options["fit"], options["log_pattern"], spec, logged, has_dim=has_dim, as_json=as_json)
     else:
-        _Table(request, options).show(output, outputs)
+        _Table(request, options).show(out, outputs)
 
 
 def _check_questions(options: dict[str, Any]) -> None:
@@ -314,24 +313,24 @@ class _Table:
             log_y=self.options["logy"],
         )
 
-    def show(self, output: Output, outputs: Sequence[tuple[str, str]]) -> None:
+    def show(self, out: Output, outputs: Sequence[tuple[str, str]]) -> None:
         for path, extension in outputs:
             if extension in _TABLES:
                 save_text(path, render(self.rows(), _TABLES[extension], header=not self.options["no_header"]))
             else:
                 self._save_picture(path, extension)
-            output.say(f"Wrote {path}")
+            out.say(f"Wrote {path}")
         chosen = self.options["format_"]
         to_terminal = sys.stdout.isatty()
         if not outputs or chosen is not None:
             format_: Format = ("table" if to_terminal else "tsv") if chosen in (None, "auto") else chosen
-            self._draw(output, format_, wanted=self.options["plot"], before_table=True)
+            self._draw(out, format_, wanted=self.options["plot"], before_table=True)
             width = _terminal_width(sys.stdout) if to_terminal else None
             for piece in render(self.rows(), format_, header=not self.options["no_header"], width=width):
                 sys.stdout.write(ascii_safe(piece, sys.stdout.encoding))
             sys.stdout.flush()
         elif self.options["plot"]:
-            self._draw(output, "table", wanted=True, before_table=False)
+            self._draw(out, "table", wanted=True, before_table=False)
 
     def _save_picture(self, path: str, extension: str) -> None:
         from ckpttool.figures import COLUMNS, save_figure
@@ -339,11 +338,11 @@ class _Table:
         picture = self.picture(COLUMNS)
         save(path, lambda file: save_figure(picture, file, "svg" if extension == ".svg" else "png"))
 
-    def _draw(self, output: Output, format_: Format, *, wanted: bool | None, before_table: bool) -> None:
+    def _draw(self, out: Output, format_: Format, *, wanted: bool | None, before_table: bool) -> None:
         """Draw on the terminal: on stdout above a table for people, else on stderr, so that data stays data."""
         stream = sys.stdout if sys.stdout.isatty() and format_ == "table" else sys.stderr
         if wanted is None:
-            wanted = stream.isatty() and not output.quiet and self.last > max(self.first, 1)
+            wanted = stream.isatty() and not out.quiet and self.last > max(self.first, 1)
         if not wanted:
             return
         from ckpttool.cli._plot import canvas_columns, draw, draws_braille, has_colour
