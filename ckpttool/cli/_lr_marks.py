@@ -54,9 +54,12 @@ def _moments(mark: Landmark) -> list[tuple[int, str]]:
     return [(mark.first, "peak")]
 
 
-def caption(curves: Sequence[Curve], semantics: Sequence[Semantics]) -> list[str]:
-    """What a reader of the table wants to know first: the parameters and the landmarks, in numbers of updates."""
-    lines = [title(curves)]
+def caption(curves: Sequence[Curve], semantics: Sequence[Semantics], *, titled: bool) -> list[str]:
+    """What a reader of the table wants to know first: the parameters and the landmarks, in numbers of updates.
+
+    A picture above the table has told the parameters: `titled` false leaves them out.
+    """
+    lines = [title(curves)] if titled else []
     for curve in curves:
         words = [_sentence(mark) for mark in landmarks(curve.spec)]
         head = f"{curve.letter}  {curve.label}: " if curve.letter else ""

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from ckpttool.schedule_picture import Line, Picture
 
-__all__ = ["canvas_columns", "draw", "draws_braille", "has_colour"]
+__all__ = ["canvas_columns", "draw", "draws_braille", "has_colour", "terminal_width"]
 
 _COLOURS = ("cyan", "yellow", "magenta", "green", "red", "blue")
 _GUTTER = 10  # columns left of the plot: the longest label, a space and the axis
@@ -29,6 +29,17 @@ def draws_braille(stream: TextIO) -> bool:
 def has_colour(stream: TextIO) -> bool:
     """Whether colour is wanted there: on a terminal, unless NO_COLOR or TERM=dumb say otherwise."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def terminal_width(stream: TextIO) -> int:
+    """Columns of the terminal, or 80. COLUMNS wins, as everywhere."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
 
 
 def canvas_columns(width: int, *, braille: bool) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 import click
@@ -15,11 +16,12 @@ from ckpttool.cli._lr_request import Request, make_request, title
 from ckpttool.cli._lr_rows import FORMATS, Format, Rows, render
 from ckpttool.cli._options import conversation_options
 from ckpttool.cli._output import Output, ascii_safe
+from ckpttool.cli._plot import canvas_columns, draw, draws_braille, has_colour, terminal_width
 from ckpttool.cli._saving import check_output, save, save_text
 from ckpttool.errors import UsageError
 from ckpttool.schedule_family import Dtype, Semantics
 from ckpttool.schedule_picture import Picture, make_picture
-from ckpttool.schedule_steps import MARKERS, parse_steps, salient_steps
+from ckpttool.schedule_steps import MARKERS, StepSelection, parse_steps, salient_steps
 
 _TABLES: dict[str, Format] = {
     ".csv": "csv",
@@ -255,6 +257,44 @@ def _request(options: dict[str, Any]) -> Request:
     return request
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """The rows that were chosen.
+
+    Attributes:
+        selection: What ``--steps`` says, or the salient steps.
+        marked: The rows of the landmarks that it asks for.
+        notes: Row -> what happens there.
+    """
+
+    selection: StepSelection
+    marked: tuple[int, ...]
+    notes: Mapping[int, str]
+
+
+def _choose(request: Request, semantics: Sequence[Semantics], text: str | None) -> _Chosen:
+    if text is None:
+        notes = marked_rows(request.curves, semantics, MARKERS, undelayed=False)
+        return _Chosen(salient_steps(request.last_step, notes), (), notes)
+    selection = parse_steps(text)
+    why = {
+        "@floor": ("the schedule never meets its floor", "Give --minimum-learning-rate, or leave @floor out."),
+        "@peak": ("the floor hides it", "Leave @peak out."),
+    }
+    for marker, (reason, hint) in why.items():
+        if marker in selection.markers and not marked_rows(request.curves, semantics, [marker]):
+            raise UsageError(f"--steps: {marker!r} marks no row: {reason}", hint=hint)
+    notes = marked_rows(request.curves, semantics, selection.markers)
+    # An undelayed schedule starts before there is a row for it: "Step = 0" is never logged.
+    marked = tuple(step for step in notes if step > 0 or semantics == ("logged",))
+    if semantics == ("applied",) and selection.first(marked) == 0:
+        raise UsageError(
+            "--steps: there is no update 0: updates are counted from 1",
+            hint="Begin at 1, or show --semantics logged, which begins at 0.",
+        )
+    return _Chosen(selection, marked, notes)
+
+
 class _Table:
     """The rows and the picture of a request, to be shown in one or more places."""
 
@@ -263,42 +303,15 @@ class _Table:
         self.options = options
         self.semantics = _SHOWS[options["semantics"]]
         self.dtype: Dtype = options["dtype"]
-        self.selection = parse_steps(options["steps"]) if options["steps"] is not None else None
-        markers = self.selection.markers if self.selection else MARKERS
-        self.marked = marked_rows(request.curves, self.semantics, markers, undelayed=self.selection is not None)
-        last = request.last_step
-        if self.selection is None:
-            self.selection = salient_steps(last, self.marked)
-            self.extra: list[int] = []
-        else:
-            self.extra = [step for step in self.marked if step > 0 or self.semantics == ("logged",)]
-        self._check_selection()
-        self.first = self.selection.first(self.extra)
-        self.last = self.selection.last(last, self.extra)
+        self.chosen = _choose(request, self.semantics, options["steps"])
+        self.first = self.chosen.selection.first(self.chosen.marked)
+        self.last = self.chosen.selection.last(request.last_step, self.chosen.marked)
 
-    def _check_selection(self) -> None:
-        selection = self.selection
-        if selection is None:
-            raise AssertionError("set before")
-        if "@floor" in selection.markers and not marked_rows(self.request.curves, self.semantics, ["@floor"]):
-            raise UsageError(
-                "--steps: '@floor' marks no row: the schedule never meets its floor",
-                hint="Give --minimum-learning-rate, or leave @floor out.",
-            )
-        if "@peak" in selection.markers and not marked_rows(self.request.curves, self.semantics, ["@peak"]):
-            raise UsageError("--steps: '@peak' marks no row: the floor hides it", hint="Leave @peak out.")
-        if self.semantics == ("applied",) and selection.first(self.extra) == 0:
-            raise UsageError(
-                "--steps: there is no update 0: updates are counted from 1",
-                hint="Begin at 1, or show --semantics logged, which begins at 0.",
-            )
-
-    def rows(self) -> Rows:
-        if self.selection is None:
-            raise AssertionError("set in the beginning")
-        steps = self.selection.iterate(self.request.last_step, self.extra)
-        lines = caption(self.request.curves, self.semantics)
-        return Rows(self.request.curves, self.semantics, self.dtype, steps, self.last, self.marked, lines)
+    def rows(self, *, titled: bool = True) -> Rows:
+        curves, chosen = self.request.curves, self.chosen
+        steps = chosen.selection.iterate(self.request.last_step, chosen.marked)
+        lines = caption(curves, self.semantics, titled=titled)
+        return Rows(curves, self.semantics, self.dtype, steps, self.last, chosen.notes, lines)
 
     def picture(self, columns: int) -> Picture:
         return make_picture(
@@ -314,23 +327,33 @@ class _Table:
         )
 
     def show(self, out: Output, outputs: Sequence[tuple[str, str]]) -> None:
+        header = not self.options["no_header"]
         for path, extension in outputs:
             if extension in _TABLES:
-                save_text(path, render(self.rows(), _TABLES[extension], header=not self.options["no_header"]))
+                save_text(path, render(self.rows(), _TABLES[extension], header=header))
             else:
                 self._save_picture(path, extension)
             out.say(f"Wrote {path}")
-        chosen = self.options["format_"]
+        wanted = self.options["format_"]
+        if outputs and wanted is None:
+            if self.options["plot"]:
+                self._draw(sys.stdout if sys.stdout.isatty() else sys.stderr)
+            return
+
         to_terminal = sys.stdout.isatty()
-        if not outputs or chosen is not None:
-            format_: Format = ("table" if to_terminal else "tsv") if chosen in (None, "auto") else chosen
-            self._draw(out, format_, wanted=self.options["plot"], before_table=True)
-            width = _terminal_width(sys.stdout) if to_terminal else None
-            for piece in render(self.rows(), format_, header=not self.options["no_header"], width=width):
-                sys.stdout.write(ascii_safe(piece, sys.stdout.encoding))
-            sys.stdout.flush()
-        elif self.options["plot"]:
-            self._draw(out, "table", wanted=True, before_table=False)
+        format_: Format = ("table" if to_terminal else "tsv") if wanted in (None, "auto") else wanted
+        # Above a table for people, else on stderr, so that data stays data.
+        stream = sys.stdout if to_terminal and format_ == "table" else sys.stderr
+        drawn = self.options["plot"]
+        if drawn is None:
+            drawn = stream.isatty() and not out.quiet and self.last > max(self.first, 1)
+        if drawn:
+            self._draw(stream)
+        titled = not (drawn and stream is sys.stdout)
+        width = terminal_width(sys.stdout) if to_terminal else None
+        for piece in render(self.rows(titled=titled), format_, header=header, width=width):
+            sys.stdout.write(ascii_safe(piece, sys.stdout.encoding))
+        sys.stdout.flush()
 
     def _save_picture(self, path: str, extension: str) -> None:
         from ckpttool.figures import COLUMNS, save_figure
@@ -338,31 +361,10 @@ class _Table:
         picture = self.picture(COLUMNS)
         save(path, lambda file: save_figure(picture, file, "svg" if extension == ".svg" else "png"))
 
-    def _draw(self, out: Output, format_: Format, *, wanted: bool | None, before_table: bool) -> None:
-        """Draw on the terminal: on stdout above a table for people, else on stderr, so that data stays data."""
-        stream = sys.stdout if sys.stdout.isatty() and format_ == "table" else sys.stderr
-        if wanted is None:
-            wanted = stream.isatty() and not out.quiet and self.last > max(self.first, 1)
-        if not wanted:
-            return
-        from ckpttool.cli._plot import canvas_columns, draw, draws_braille, has_colour
-
-        width = self.options["width"] or min(_terminal_width(stream), 100)
+    def _draw(self, stream: TextIO) -> None:
+        width = self.options["width"] or min(terminal_width(stream), 100)
         braille = draws_braille(stream)
         picture = self.picture(canvas_columns(width, braille=braille))
         lines = draw(picture, width, self.options["height"], braille=braille, colour=has_colour(stream))
-        for line in lines:
-            stream.write(ascii_safe(line, stream.encoding) + "\n")
-        if before_table and stream is sys.stdout:
-            stream.write("\n")
+        stream.write("".join(ascii_safe(line, stream.encoding) + "\n" for line in [*lines, ""]))
         stream.flush()
-
-
-def _terminal_width(stream: TextIO) -> int:
-    """Columns of the terminal, or 80. COLUMNS wins, as everywhere."""
-    if os.environ.get("COLUMNS", "").isdecimal() and int(os.environ["COLUMNS"]):
-        return int(os.environ["COLUMNS"])
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
-    except (OSError, ValueError):
-        return 80
