@@ -151,6 +151,13 @@ def test_other_parameters_are_named(tmp_path):
     assert "learning_rate=3, warmup_steps=8000" in verdict.explanation
 
 
+def test_half_a_percent_of_another_rate_differs(tmp_path):
+    records = read_log(written(tmp_path, TF, range(100, 30_000, 100), spec(learning_rate=2.01).rate("logged")))
+    verdict = compare_log(records, spec())
+    assert verdict.outcome == "different parameters"
+    assert verdict.first.expected == spec().build()(verdict.first.record.step)
+
+
 def test_a_rate_that_is_nan_differs(tmp_path):
     path = tmp_path / "log"
     path.write_text("Step = 1 ; Learning rate = nan ; Loss\nStep = 2 ; Learning rate = 0.000000 ; Loss\n")
