@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from contextlib import suppress
 from numbers import Real
 from typing import Literal, SupportsIndex
 
@@ -406,10 +407,18 @@ def wrap(schedule: Schedule, start: int = 0, duration: int = 1, minimum: float =
     return wrapped
 
 
+_MOST = 1e100  # beyond it products overflow, and nobody means it
+_MOST_STEPS = 2**53  # float64 counts no further
+
+
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ParameterError(name, f"must be a finite number, not {value!r}")
-    return float(value)
+    number = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            number = float(value)
+    if not abs(number) <= _MOST:  # NaN too
+        raise ParameterError(name, f"must be a finite number, not {_shown(value)}")
+    return number
 
 
 def _positive(name: str, value: object) -> float:
@@ -429,9 +438,18 @@ def _at_least_zero(name: str, value: object) -> float:
 def _count(name: str, value: object, least: int) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # 8e3 is how configs write 8000
-    if isinstance(value, SupportsIndex) and not isinstance(value, bool) and operator.index(value) >= least:
-        return operator.index(value)
-    raise ParameterError(name, f"must be a whole number of at least {least}, not {value!r}")
+    if isinstance(value, SupportsIndex) and not isinstance(value, bool):
+        count = operator.index(value)
+        if count > _MOST_STEPS:
+            raise ParameterError(name, f"must be at most {_MOST_STEPS}, not {_shown(value)}")
+        if count >= least:
+            return count
+    raise ParameterError(name, f"must be a whole number of at least {least}, not {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _warmup_within(warmup_steps: object, max_step: object) -> tuple[int, int]:

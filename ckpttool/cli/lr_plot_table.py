@@ -224,6 +224,8 @@ def _check_outputs(outputs: Sequence[tuple[str, str]], options: dict[str, Any]) 
                 f"-o {path}: what to write is told by the extension, and {extension or 'none'} is not known",
                 hint=f"Known are {', '.join((*_PICTURES, *_TABLES))}.",
             )
+        if options["outputs"].count(path) > 1:
+            raise UsageError(f"-o {path} is there twice", hint="Name another file.")
         check_output(path, force=options["force"], inputs=inputs)
         if extension in _PICTURES:
             from ckpttool.figures import check_matplotlib
