@@ -413,7 +413,7 @@ _MOST_STEPS = 2**53  # float64 counts no further
 
 def _number(name: str, value: object) -> float:
     number = math.nan
-    if isinstance(value, Real) and not isinstance(value, bool):
+    if not isinstance(value, bool) and isinstance(value, Real):
         with suppress(OverflowError):
             number = float(value)
     if not abs(number) <= _MOST:  # NaN too
