@@ -11,6 +11,7 @@ exclusive or 0xFFFFFFFF. "123456789" has the checksum 0xE3069283.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     Words = npt.NDArray[np.uint32]
 
-__all__ = ["extend", "is_accelerated", "mask"]
+__all__ = ["combine", "extend", "is_accelerated", "mask"]
 
 _POLYNOMIAL = 0x82F63B78
 _ONES = 0xFFFFFFFF
@@ -45,6 +46,14 @@ def extend(crc: int, data: bytes | bytearray | memoryview) -> int:
         return _extend_short(crc, view)
     # The initial value is advanced over all of data; the words of data are summed on their own.
     return _advance_one(crc ^ _ONES, len(view)) ^ _sum(view) ^ _ONES
+
+
+def combine(parts: Iterable[tuple[int, int]]) -> int:
+    """The checksum of a concatenation of parts, each given as (checksum, length in bytes), in order."""
+    total = 0
+    for crc, nbytes in parts:
+        total = _advance_one(total, nbytes) ^ crc
+    return total
 
 
 def mask(crc: int) -> int:
