@@ -32,7 +32,13 @@ def select(checkpoints: Sequence[Path], options: SelectionOptions, *, shares: in
     from ckpttool.discovery import discover, from_paths
 
     if len(checkpoints) == 1 and (checkpoints[0].is_dir() or not checkpoints[0].exists()):
-        found = discover(checkpoints[0], layout=options.layout, section=options.section)
+        found = discover(
+            checkpoints[0],
+            layout=options.layout,
+            section=options.section,
+            include=options.include,
+            exclude=options.exclude,
+        )
         found = _narrow(found, options, shares)
         if len(found.entries) == 1 and options.last != 1 and options.best != 1:
             raise NotFoundError(
@@ -77,10 +83,6 @@ def _narrow(found: Discovery, options: SelectionOptions, shares: int | None) -> 
         raise UsageError("--best and --metric go together", hint="For example: --best 5 --metric valid_loss")
     if options.mode is not None and options.best is None:
         raise UsageError("--mode says which metric is good and goes with --best")
-    if options.include:
-        found = found.include(*options.include)
-    if options.exclude:
-        found = found.exclude(*options.exclude)
     if options.from_step is not None or options.to_step is not None:
         found = found.between(options.from_step, options.to_step)
     if options.every is not None:
