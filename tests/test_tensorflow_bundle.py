@@ -19,7 +19,7 @@ from filler import artifact_like, fill, load, loaded, mean
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpttool import crc32c, formats
+from ckpttool import crc32c
 from ckpttool.errors import NotFoundError, UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats import bundle_entries, leveldb_table, open_checkpoint, protobuf_wire
 from ckpttool.formats import tensorflow_bundle as bundles
@@ -34,11 +34,6 @@ PREFIXES = {
     "shards": DATA / "shards/ckpt-5",
     "tf1": DATA / "tf1/model.ckpt-7",
 }
-
-
-@pytest.fixture(autouse=True)
-def _only_this_format(monkeypatch):
-    monkeypatch.setattr(formats, "_MODULES", {"tensorflow": formats._MODULES["tensorflow"]})
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,7 @@ _MODULES = {
     "torch": "ckpttool.formats.torch_file",
     "safetensors": "ckpttool.formats.safetensors_file",
     "tensorflow": "ckpttool.formats.tensorflow_bundle",
+    "npz": "ckpttool.formats.npz_file",
 }
 """Name to module, in the order in which they are asked."""
 
@@ -118,6 +119,6 @@ def format_for_output(path: Path, newest: Checkpoint) -> Format:
             return candidate
     raise UsageError(
         f"{path}: no format is known for files that end in {suffix!r}",
-        hint="End the output's name in .safetensors, .pt, .pth, .ckpt or .bin.",
+        hint="End the output's name in .safetensors, .pt, .pth, .ckpt, .bin or .npz.",
         path=path,
     )
