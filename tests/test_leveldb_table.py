@@ -45,8 +45,8 @@ def test_any_bytes_before_a_footer_give_entries_or_a_value_error(data, offset, s
         list(read_table(table))
 
 
-def rebuilt(block: bytes, kind: int = 0) -> bytes:
-    """A table whose one data block is given, with checksums that match."""
+def rebuilt(block: bytes, kind: int = 0, *, named: int = 1) -> bytes:
+    """A table whose one data block is given, with checksums that match. The index names the block so many times."""
     out = bytearray()
 
     def append(content: bytes, kind: int = 0) -> bytes:
@@ -56,7 +56,8 @@ def rebuilt(block: bytes, kind: int = 0) -> bytes:
         return handle
 
     handle = append(block, kind)
-    index = append(protobuf_wire.write_varints(0, 1, len(handle)) + b"z" + handle + bytes(4) + b"\1\0\0\0")
+    entries = [protobuf_wire.write_varints(0, 1, len(handle)) + bytes([97 + i]) + handle for i in range(named)]
+    index = append(b"".join(entries) + TAIL)
     footer = protobuf_wire.write_varints(0, 0) + index
     return bytes(out) + footer.ljust(40, b"\0") + leveldb_table.MAGIC.to_bytes(8, "little")
 
@@ -83,6 +84,11 @@ def test_a_well_formed_block_is_taken():
 def test_a_block_with_a_right_checksum_and_wrong_content_is_refused(block, says):
     with pytest.raises(ValueError, match=says):
         list(read_table(rebuilt(block)))
+
+
+def test_a_small_index_cannot_name_one_block_again_and_again():
+    with pytest.raises(ValueError, match="overlaps"):
+        list(read_table(rebuilt(TAIL, named=2)))
 
 
 def test_a_compressed_block_is_told_apart_from_damage():
