@@ -24,7 +24,7 @@ __all__ = ["combine", "extend", "is_accelerated", "mask"]
 
 _POLYNOMIAL = 0x82F63B78
 _ONES = 0xFFFFFFFF
-_SHORT = 16384  # bytes; below, a loop over a table is faster than setting arrays up
+_SHORT = 4096  # bytes; below, a loop over a table is faster than setting arrays up
 _LANES = 8192  # words that advance side by side: two tables of 256 KiB and three arrays of 32 KiB stay in cache
 
 Matrix = tuple[int, ...]
@@ -129,13 +129,27 @@ def _advance_one(word: int, count: int) -> int:
     return word
 
 
-def _advance(matrix: Matrix, words: Words) -> Words:
+def _advance(exponent: int, words: Words) -> Words:
+    """Words, advanced over 2**exponent zero bytes: a look-up for each of their bytes."""
     import numpy as np
 
-    image = np.zeros_like(words)
-    for bit, column in enumerate(matrix):
-        image ^= (words >> np.uint32(bit) & np.uint32(1)) * np.uint32(column)
+    lowest, *others = _byte_images(exponent)
+    image: Words = lowest[words & np.uint32(0xFF)]
+    for place, table in enumerate(others, start=1):
+        image ^= table[words >> np.uint32(8 * place) & np.uint32(0xFF)]
     return image
+
+
+@functools.cache
+def _byte_images(exponent: int) -> tuple[Words, Words, Words, Words]:
+    """The images of the 256 values of each byte of a word."""
+    import numpy as np
+
+    matrix = _power(exponent)
+    first, second, third, fourth = (
+        np.array([_apply(matrix, byte << shift) for byte in range(256)], dtype=np.uint32) for shift in (0, 8, 16, 24)
+    )
+    return first, second, third, fourth
 
 
 @functools.cache
@@ -143,7 +157,7 @@ def _row_tables() -> tuple[Words, Words]:
     """Advance a word over a row of lanes: one look-up for its low half, one for its high half."""
     import numpy as np
 
-    over_row = _power((_LANES * 4).bit_length() - 1)
+    over_row = (_LANES * 4).bit_length() - 1
     halves = np.arange(65536, dtype=np.uint32)
     return _advance(over_row, halves), _advance(over_row, halves << np.uint32(16))
 
@@ -165,5 +179,5 @@ def _sum(view: memoryview) -> int:
         lanes ^= words
     while lanes.size > 1:
         half = lanes.size // 2
-        lanes = _advance(_power((half * 4).bit_length() - 1), lanes[:half]) ^ lanes[half:]
+        lanes = _advance((half * 4).bit_length() - 1, lanes[:half]) ^ lanes[half:]
     return _advance_one(int(lanes[0]), 4)
