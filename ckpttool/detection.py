@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from ckpttool.errors import NotFoundError, UsageError
 from ckpttool.layouts import (
@@ -64,7 +65,8 @@ class Classified:
     why: str = field(default="", compare=False)
 
 
-def _first(rules: Sequence[Rule], name: str) -> str | None:
+@lru_cache(maxsize=1 << 14)  # Forty rows ask the same of every name.
+def _first(rules: tuple[Rule, ...], name: str) -> str | None:
     return next((rule.reason for rule in rules if re.fullmatch(rule.pattern, name)), None)
 
 

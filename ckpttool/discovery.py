@@ -19,7 +19,7 @@ from typing import Literal
 
 from ckpttool.detection import Classified, Named, classify, detect, name_numbers
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UsageError
-from ckpttool.selection import Discovery, Entry, Unit, stated_step
+from ckpttool.selection import Discovery, Entry, Unit, stated_step, weights_file
 from ckpttool.tensors import Checkpoint, Skipped
 
 __all__ = ["discover", "from_paths"]
@@ -86,6 +86,9 @@ def discover(
         found = detect(listing, layout=layout, where=str(directory))
     except NotFoundError as error:
         _ask_for_subdirectory(directory, everything)
+        if layout is None and not include and weights_file(directory) != directory:
+            alone = Entry(directory, section=section)
+            return Discovery(directory.parent, "single", "the directory is one checkpoint itself", (alone,))
         error.path = directory
         if hidden and error.hint is None:
             error.hint = f"{len(hidden)} names were left out by --include or --exclude."
@@ -112,10 +115,10 @@ def discover(
 
 
 def _ask_for_subdirectory(directory: Path, listing: dict[str, tuple[str, ...] | None]) -> None:
-    """Raise a question where the checkpoints are one or two levels further down."""
+    """Raise a question where the checkpoints are up to three levels further down."""
     inside: list[str] = []
     level = sorted(name for name, inner in listing.items() if inner and not name.startswith("."))[:100]
-    for _ in range(2):
+    for _ in range(3):
         deeper: list[str] = []
         for name in level:
             below = _list(directory / name)
@@ -131,7 +134,7 @@ def _ask_for_subdirectory(directory: Path, listing: dict[str, tuple[str, ...] | 
         more = f" and {len(inside) - 6} more" if len(inside) > 6 else ""
         first = inside[0].rpartition(" (")[0]
         raise UsageError(
-            f"{directory}: no checkpoints in it, but one level further down: {', '.join(inside[:6])}{more}",
+            f"{directory}: no checkpoints in it, but further down: {', '.join(inside[:6])}{more}",
             hint=f"Name the one that is meant, for instance {directory / first}.",
             path=directory,
         )
@@ -158,7 +161,10 @@ def _with_steps(directory: Path, found: Classified, section: str | None) -> tupl
     keys = {name: _name_key(named) for name, named in found.entries.items()}
     units = {key[0] for key in keys.values() if key is not None}
     unit: Unit | None = units.pop() if len(units) == 1 and all(keys.values()) else None
-    plain = [Entry(directory / name, epoch=named.epoch, section=section) for name, named in found.entries.items()]
+    plain = [
+        Entry(directory / name, epoch=named.epoch, section=section, weights=found.layout.weights)
+        for name, named in found.entries.items()
+    ]
     numbers = {entry.path: (keys[entry.name] or ("step", 0))[1] for entry in plain}
     plain.sort(key=lambda entry: (numbers[entry.path], entry.name))
 
@@ -252,16 +258,29 @@ def _explain_aliases(directory: Path, found: Classified, entries: list[Entry]) -
             continue
         step = stated_step(path)
         copies = [] if path.is_dir() else sizes.get(path.stat().st_size, [])
-        stepped = next((entry for entry in copies if step is not None and stated_step(entry.path) == step), None)
-        if stepped is not None:
-            skipped.append(Skipped(path, f"a copy of {stepped.name} (same size, same step)"))
-            continue
-        twin = next((entry for entry in copies if step is None and _same_bytes(path, entry.path)), None)
+        stepped = [entry for entry in copies if step is not None and entry.unit == "step" and entry.step == step]
+        # The newest first: that is what most aliases are.
+        twin = next((entry for entry in stepped or reversed(copies) if _same_samples(path, entry.path)), None)
         if twin is not None:
-            skipped.append(Skipped(path, f"a copy of {twin.name} (same bytes)"))
+            skipped.append(Skipped(path, f"a copy of {twin.name} (same size, same bytes wherever compared)"))
             continue
         skipped.append(Skipped(path, reason if step is None else f"{reason} (step {step})"))
     return skipped
+
+
+def _same_samples(first: Path, second: Path, samples: int = 32, size: int = 65536) -> bool:
+    """Whether two files of equal size agree in evenly spread samples, from the first to the last byte.
+
+    Enough to say what a name that is left out anyway is a copy of, without reading gigabytes for it.
+    """
+    last = max(first.stat().st_size - size, 0)
+    with first.open("rb") as a, second.open("rb") as b:
+        for offset in sorted({last * index // (samples - 1) for index in range(samples)}):
+            a.seek(offset)
+            b.seek(offset)
+            if a.read(size) != b.read(size):
+                return False
+    return True
 
 
 def _same_bytes(first: Path, second: Path) -> bool:
@@ -288,7 +307,7 @@ def from_paths(paths: Sequence[str | os.PathLike[str]], *, section: str | None =
         NotFoundError: One of them does not exist.
         UnreadableError: One of them cannot be read.
     """
-    entries = [Entry(Path(path), order=index, section=section) for index, path in enumerate(paths)]
+    entries = [Entry(Path(path), order=index, section=section, listed=True) for index, path in enumerate(paths)]
     seen: dict[tuple[int, int], Path] = {}
     for entry in entries:
         if not entry.path.exists():
@@ -348,14 +367,14 @@ def _refuse_model_directory(path: Path) -> None:
 
 
 def _equal_files(entries: Sequence[Entry]) -> tuple[str, ...]:
-    sizes: dict[int, list[Path]] = {}
+    sizes: dict[int, list[Entry]] = {}
     warnings = []
     for entry in entries:
         if entry.file.is_dir():
             continue
         others = sizes.setdefault(entry.file.stat().st_size, [])
-        twin = next((other for other in others if _same_bytes(other, entry.file)), None)
+        twin = next((other for other in others if _same_bytes(other.file, entry.file)), None)
         if twin is not None:
-            warnings.append(f"{entry.path} holds the same bytes as {twin}")
-        others.append(entry.file)
+            warnings.append(f"{entry.path} holds the same bytes as {twin.path}")
+        others.append(entry)
     return tuple(warnings)

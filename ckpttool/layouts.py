@@ -94,11 +94,13 @@ WEIGHT_FILES = (
     "adapter_model.safetensors",
     "adapter_model.bin",
     "diffusion_pytorch_model.safetensors",
+    "model.??.safetensors",
     "model.pt",
     "model.pth",
+    "model.ckpt",
     "pytorch_model.pt",
 )
-"""The one file that holds the weights of a checkpoint that is a directory, best first."""
+"""Globs of the one file that holds the weights of a checkpoint that is a directory, best first."""
 
 HIDDEN = Rule(r"[._~].*", "a hidden or temporary name")
 UNFINISHED = Rule(
@@ -197,7 +199,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "eole",
         (r"step_(?P<step>\d+)",),
         "directory",
-        weights=("model.00.safetensors",),
+        weights=("model.*.safetensors",),
         markers=("model.00.safetensors",),
         aliases=(Rule(r"model\.\d+\.safetensors", _LAST),),
         carry=("config.json", "vocab.json"),

@@ -139,8 +139,8 @@ def read_sidecar(path: Path) -> dict[str, float]:
         except (ValueError, RecursionError) as error:
             raise UnreadableError(f"{path}: not valid JSON: {error}", path=path) from error
     if path.suffix == ".txt":
-        numbers = re.findall(_FLOAT, text)
-        return {"score": float(numbers[0])} if len(numbers) == 1 else dict(_lines(text, ":"))
+        alone = re.fullmatch(rf"\s*({_FLOAT})\s*", text)
+        return {"score": float(alone[1])} if alone else dict(_lines(text, ":"))
     import yaml
 
     try:

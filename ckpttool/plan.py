@@ -185,7 +185,7 @@ def make_plan(
         raise UsageError(f"{len(shares)} weights were given for {len(entries)} checkpoints")
     members = _in_canonical_order([Member(e.checkpoint, c, e.step) for e, c in zip(entries, shares, strict=True)])
     newest = members[-1].checkpoint
-    path = _output_path(Path(output), newest)
+    path = _output_path(output, newest)
     writer = format_for_output(path, newest)
     template = newest if newest.format == writer.NAME else None
     if keep_state and template is None:
@@ -280,10 +280,11 @@ def _plan_tensor(
     return PlannedTensor(name, action, output, terms, len(terms) - 1, must_equal)
 
 
-def _output_path(output: Path, newest: Checkpoint) -> Path:
-    if output.is_dir() or str(output).endswith(("/", "\\")):
-        return output / newest.path.name
-    return output
+def _output_path(output: str | Path, newest: Checkpoint) -> Path:
+    path = Path(output)
+    if path.is_dir() or str(output).endswith(("/", os.sep)):  # a Path does not keep the separator at its end
+        return path / newest.path.name
+    return path
 
 
 def _stem(path: Path) -> str:

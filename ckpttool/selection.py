@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -19,7 +20,7 @@ from typing import Literal
 
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UsageError
 from ckpttool.formats import open_checkpoint
-from ckpttool.layouts import WEIGHT_FILES
+from ckpttool.layouts import WEIGHT_FILES, WEIGHT_SUFFIXES
 from ckpttool.metrics import Mode, Tables, find_metric, mode_of, name_metrics, read_sidecar, read_tables, sidecars_of
 from ckpttool.tensors import Checkpoint, Skipped
 
@@ -43,6 +44,8 @@ class Entry:
         order: What it is sorted by; in a list, its place.
         epoch: The epoch in its name.
         section: Where the weights are inside, where the user said it.
+        listed: Whether the user named it, instead of its directory.
+        weights: For a directory: globs of the file that holds its weights, best first.
     """
 
     path: Path
@@ -52,6 +55,8 @@ class Entry:
     order: int = 0
     epoch: int | None = None
     section: str | None = None
+    listed: bool = False
+    weights: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -61,7 +66,7 @@ class Entry:
     @cached_property
     def file(self) -> Path:
         """The file that holds the weights, where a directory holds exactly one; else the path itself."""
-        return weights_file(self.path)
+        return weights_file(self.path, self.weights)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -80,18 +85,28 @@ class Entry:
         try:
             return open_checkpoint(self.file, section=self.section)
         except UnreadableError as error:
-            error.hint = f"{error.hint + ' ' if error.hint else ''}To go without it: --exclude {self.name!r}."
+            if not self.listed:
+                error.hint = f"{error.hint + ' ' if error.hint else ''}To go without it: --exclude {self.name!r}."
             raise
 
 
-def weights_file(path: Path) -> Path:
-    """The single file with the weights in a checkpoint directory; the path itself for files and for several files."""
+def weights_file(path: Path, globs: Sequence[str] = ()) -> Path:
+    """The single file with the weights in a checkpoint directory; the path itself for files and for several files.
+
+    Args:
+        path: A checkpoint.
+        globs: What its layout calls the weights, best first.
+    """
     if not path.is_dir():
         return path
-    inside = set(os.listdir(path))
+    inside = sorted(name for name in os.listdir(path) if name.lower().endswith((*WEIGHT_SUFFIXES, ".index.json")))
     if any(name.endswith(".index.json") for name in inside):
         return path
-    return next((path / name for name in WEIGHT_FILES if name in inside), path)
+    for glob in (*globs, *WEIGHT_FILES):
+        matches = [name for name in inside if fnmatchcase(name, glob)]
+        if len(matches) == 1 and not (path / matches[0]).is_dir():
+            return path / matches[0]
+    return path
 
 
 def stated_step(path: Path) -> int | None:
@@ -300,6 +315,14 @@ class Discovery:
             if entry.where_step == "name" and entry.unit == "step" and stated is not None and stated != entry.step:
                 warnings.append(f"{entry.name}: its name says step {entry.step}, its content step {stated}")
             kept.append(entry)
+        if not kept:
+            reasons = Counter(each.reason for each in (*self.skipped, *skipped))
+            listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(4))
+            raise NotFoundError(
+                f"{self._where()}no checkpoint is left to take",
+                hint=f"Left out: {listed}." if listed else None,
+                path=self.directory,
+            )
         new = tuple(warning for warning in reversed(warnings) if warning not in self.warnings)
         return replace(
             self,

@@ -167,7 +167,7 @@ def test_a_row_recognises_its_own_directory_and_leaves_the_rest_out(name):
     found = detect(listing_of(entries, others, inner))
     assert found.layout.name == name, found.why
     assert {each: (named.step, named.epoch) for each, named in found.entries.items()} == entries
-    left_out = {each: reason for each, reason in (*found.aliases, *found.leavings)}
+    left_out = dict((*found.aliases, *found.leavings))
     weights = [other for other in others if other != "params.txt"]
     assert set(left_out) >= set(weights)
     assert all(left_out.values())
@@ -190,7 +190,7 @@ def test_a_directory_without_weights_in_it_is_no_checkpoint(name):
 
 
 @pytest.mark.parametrize(
-    "names, template_entries",
+    ("names", "template_entries"),
     [
         (["net_9.pth", "net_10.pth", "net_100.pth"], {"net_9.pth": 9, "net_10.pth": 10, "net_100.pth": 100}),
         (
@@ -300,7 +300,7 @@ def test_numbers_are_numbers_whatever_their_padding(steps, width):
 
 
 @pytest.mark.parametrize(
-    "name, step, epoch",
+    ("name", "step", "epoch"),
     [
         ("checkpoint_3_2500.pt", 2500, 3),
         ("epoch=3-step=100.ckpt", 100, 3),

@@ -68,7 +68,7 @@ def test_a_bare_state_dict_with_foreign_entries_is_still_bare():
 
 
 @pytest.mark.parametrize(
-    "tree, section",
+    ("tree", "section"),
     [
         ({"checkpoint": {"model": weights(), "optimizer": adam(), "step": 5}}, "checkpoint.model"),
         ({"model": {"state_dict": weights(), "config": Opaque()}, "step": 5}, "model.state_dict"),
@@ -241,7 +241,7 @@ def test_tensors_that_are_not_averaged_are_said():
 
 
 @pytest.mark.parametrize(
-    "tree, state",
+    ("tree", "state"),
     [
         (
             {"model": weights(), "optimizer_history": [{"num_updates": 9}], "last_optimizer_state": adam()},
@@ -302,7 +302,7 @@ def test_training_state_is_told_from_configuration(tree, state):
 
 
 @pytest.mark.parametrize(
-    "extra, step",
+    ("extra", "step"),
     [
         ({"global_step": 100, "step": 3}, 100),
         ({"step": 7}, 7),
