@@ -29,12 +29,14 @@ ALIGNMENT = 64
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
+_LOCAL_LENGTHS = struct.Struct("<26x2H")
 _CENTRAL_LENGTHS = struct.Struct("<4s24x3H12x")
 _CENTRAL_SIZES = struct.Struct("<8x2H4x3I2H10xI")
 _END = struct.Struct("<4s4H2IH")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR64 = struct.Struct("<4sIQI")
 
+_HAS_PREAD = hasattr(os, "pread")  # not on Windows
 _STORED, _DEFLATED = 0, 8
 _METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 20: "Zstandard", 93: "Zstandard", 95: "XZ", 99: "AES"}
 _ENCRYPTED, _HAS_DESCRIPTOR, _UTF8 = 0x1, 0x8, 0x800
@@ -113,36 +115,30 @@ class Archive:
             UnreadableError: There is no such record, or its header contradicts the directory.
             UnsupportedError: It is encrypted, or compressed by something other than DEFLATE.
         """
-        entry = self.entry(name)
-        if entry.flags & _ENCRYPTED:
+        _, flags, method, crc, packed, nbytes, at = self.entry(name)
+        if flags & _ENCRYPTED:
             raise UnsupportedError(f"{self.path}: the record {name} is encrypted", path=self.path)
-        if entry.method not in {_STORED, _DEFLATED}:
-            what = _METHODS.get(entry.method, f"method {entry.method}")
+        if method not in {_STORED, _DEFLATED}:
             raise UnsupportedError(
-                f"{self.path}: the record {name} is compressed with {what}",
+                f"{self.path}: the record {name} is compressed with {_METHODS.get(method, f'method {method}')}",
                 path=self.path,
                 hint="Load it with torch and save it again, or unpack it and zip it with `zip -r -0`.",
             )
         if self._file is None:
             with self.opened():
-                header = self._read_at(entry.header, _LOCAL.size)
+                header = self._read_at(at, _LOCAL.size)
         else:
-            header = self._read_at(entry.header, _LOCAL.size)
+            header = self._read_at(at, _LOCAL.size)
         if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04":
-            raise self._damaged(f"there is no header of the record {name} at byte {entry.header}")
-        name_length, extra_length = struct.unpack_from("<2H", header, 26)
-        start = entry.header + _LOCAL.size + int(name_length) + int(extra_length)
-        if start + entry.packed > self.size:
+            raise self._damaged(f"there is no header of the record {name} at byte {at}")
+        name_length, extra_length = _LOCAL_LENGTHS.unpack_from(header)
+        start = at + _LOCAL.size + name_length + extra_length
+        if start + packed > self.size:
             raise self._damaged(f"the record {name} ends beyond the end of the file")
-        if entry.method == _STORED and entry.packed != entry.nbytes:
+        if method == _STORED and packed != nbytes:
             raise self._damaged(f"the record {name} has two sizes")
-        return Extent(
-            self.path,
-            start,
-            entry.nbytes,
-            entry.packed if entry.method == _DEFLATED else None,
-            entry.crc32 or None,  # torch.save can be told to write none, and then writes 0
-        )
+        # torch.save can be told to write no CRC, and then writes 0.
+        return Extent(self.path, start, nbytes, packed if method == _DEFLATED else None, crc or None)
 
     def read(self, name: str, limit: int | None = None) -> bytes:
         """The bytes of a record, checked against its CRC where one is recorded.
@@ -178,7 +174,7 @@ class Archive:
         if self._file is None:
             raise ValueError("the archive is not open")
         try:
-            if hasattr(os, "pread"):
+            if _HAS_PREAD:
                 return os.pread(self._file.fileno(), nbytes, offset)
             self._file.seek(offset)
             return self._file.read(nbytes)
