@@ -18,7 +18,7 @@ from ckpttool.formats.torch_tensors import (
     replaced,
 )
 from ckpttool.formats.torch_tree import find
-from ckpttool.formats.zip_archive import ALIGNMENT, ZipLayout
+from ckpttool.formats.zip_layout import ALIGNMENT, ZipLayout
 from ckpttool.sections import KeyPath, Located, Replacement
 from ckpttool.tensors import Artifact, Extent, OutputFile, TensorId, TensorSpec
 
