@@ -29,7 +29,7 @@ from ckpttool.formats import get_format
 from ckpttool.output import StagedOutput, check_output, terminate_as_interrupt
 from ckpttool.plan import Action, Plan, PlannedTensor
 from ckpttool.storage_io import Source, Sources, View, read_values
-from ckpttool.tensors import TensorId, TensorSpec
+from ckpttool.tensors import DTYPES, TensorId, TensorSpec
 
 __all__ = ["Result", "execute", "execute_together", "expected_memory", "read_values"]
 
@@ -270,13 +270,36 @@ class _Comparison:
 _Task: TypeAlias = "_Chunk | _Copying | _Comparison"
 
 
+_How: TypeAlias = tuple[Action, int, float, str, tuple[tuple[int, float], ...]]
+"""Action, newest term, divisor, name of the output's dtype, and view and weight of each term."""
+
+
+def _recipe(hows: Sequence[_How | None], views: Sequence[View], lanes: int) -> _Recipe:
+    """What one `_How` for each plan and the views' dtypes come to."""
+    sums = [
+        None
+        if how is None
+        else _Sum(
+            action=how[0],
+            operands=tuple([numerics.Operand(views[index].component, weight) for index, weight in how[4]]),
+            views=tuple([index for index, _ in how[4]]),
+            newest=how[1],
+            divisor=how[2] if how[0] == "average" else 1,
+            component=numerics.component(DTYPES[how[3]]),
+            is_averaged=DTYPES[how[3]].is_averaged,
+        )
+        for how in hows
+    ]
+    return _Recipe(tuple(sums), tuple([view.component for view in views]), tuple([view.swap for view in views]), lanes)
+
+
 class _Preparation:
     """Opens what the plans read, and cuts the work into tasks."""
 
     def __init__(self, plans: Sequence[Plan], sources: Sources) -> None:
         self._plans = plans
         self._sources = sources
-        self._recipes: dict[_Recipe, _Recipe] = {}
+        self._recipes: dict[object, _Recipe] = {}
 
     def tasks(self, chunk_elements: int) -> list[_Task]:
         """Everything that has to be done, in the order of the output's bytes."""
@@ -337,13 +360,14 @@ class _Preparation:
     ) -> tuple[_Tensor, _Recipe]:
         label = _label(tensor_id)
         output = planned[0].output
+        lanes = numerics.lanes(output.dtype)
+        together = len(planned) > 1
         views: list[View] = []
         known: dict[TensorSpec, int] = {}
-        sums: list[_Sum | None] = []
-        lanes = numerics.lanes(output.dtype)
+        hows: list[_How | None] = []
         for plan, tensor, place in zip(self._plans, planned, where, strict=True):
             if place is None:
-                sums.append(None)
+                hows.append(None)
                 continue
             if tensor.output.shape != output.shape or tensor.output.strides != output.strides:
                 raise UsageError(f"{label}: the plans store it in different ways, and cannot be executed together")
@@ -351,7 +375,7 @@ class _Preparation:
                 raise CkpttoolError(
                     f"{plan.output}: {label} takes {tensor.output.nbytes} bytes, not {place[2]}", tensor=label
                 )
-            indices = []
+            terms = []
             for term in tensor.terms:
                 spec = term.tensor
                 if spec.shape != output.shape or numerics.lanes(spec.dtype) != lanes:
@@ -361,33 +385,19 @@ class _Preparation:
                         path=plan.members[term.member].checkpoint.path,
                         tensor=label,
                     )
-                index = known.get(spec) if len(self._plans) > 1 else None
+                index = known.get(spec) if together else None
                 if index is None:
                     index = len(views)
                     views.append(View.of(spec, output.strides, self._sources, label))
-                    if len(self._plans) > 1:
+                    if together:
                         known[spec] = index
-                indices.append(index)
-            sums.append(
-                _Sum(
-                    tensor.action,
-                    tuple(
-                        [
-                            numerics.Operand(views[index].component, term.weight)
-                            for index, term in zip(indices, tensor.terms, strict=True)
-                        ]
-                    ),
-                    tuple(indices),
-                    tensor.newest,
-                    plan.divisor if tensor.action == "average" else 1,
-                    numerics.component(tensor.output.dtype),
-                    tensor.output.dtype.is_averaged,
-                )
-            )
-        recipe = _Recipe(
-            tuple(sums), tuple([view.component for view in views]), tuple([view.swap for view in views]), lanes
-        )
-        recipe = self._recipes.setdefault(recipe, recipe)
+                terms.append((index, term.weight))
+            hows.append((tensor.action, tensor.newest, plan.divisor, tensor.output.dtype.name, tuple(terms)))
+        # Looked up by plain tuples: to build a recipe for each of very many tensors would cost more than to read them.
+        key = (tuple(hows), tuple([(view.component, view.swap) for view in views]))
+        recipe = self._recipes.get(key)
+        if recipe is None:
+            recipe = self._recipes[key] = _recipe(hows, views, lanes)
         places = [None if place is None else place[:2] for place in where]
         kept = [tensor if place is not None else None for tensor, place in zip(planned, where, strict=True)]
         numel = output.nbytes // output.dtype.itemsize
