@@ -22,7 +22,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpttool import numerics
+from ckpttool import crc32c, numerics
 from ckpttool.checksums import combine_crc32
 from ckpttool.errors import CkpttoolError, MismatchError, NonFiniteError, UsageError
 from ckpttool.formats import get_format
@@ -180,6 +180,12 @@ def _input_paths(plans: Sequence[Plan]) -> tuple[Path, ...]:
 # Doing it
 
 
+def _checksums_wanted(plan: Plan) -> list[str | None]:
+    """For each file of a plan the checksum that some seal asks for."""
+    names = {file.checksums_of or file.name for file in plan.files if file.seal is not None}
+    return [file.checksum if file.name in names else None for file in plan.files]
+
+
 class _Run:
     """The tasks' doing: what the threads share."""
 
@@ -187,7 +193,7 @@ class _Run:
         self._plans = plans
         self._stages = stages
         self._together = len(plans) > 1
-        self._sealed = [[file.seal is not None for file in plan.files] for plan in plans]
+        self._sealed = [_checksums_wanted(plan) for plan in plans]
         self._checksums: dict[tuple[int, int, int], list[tuple[int, int, int]]] = {}
         self._lock = threading.Lock()
         self.differing: list[set[TensorId]] = [set() for _ in plans]
@@ -272,30 +278,37 @@ class _Run:
     def _write(self, plan: int, file: int, slot: int, start: int, data: Bytes) -> None:
         """Write part of a slot or copy, and keep its checksum where the file wants one."""
         self._stages[plan].write(file, slot + start, data.data)
-        if self._sealed[plan][file]:
+        if self._sealed[plan][file] is not None:
             self._note_checksum(plan, file, slot, start, data)
 
     def _note_checksum(self, plan: int, file: int, slot: int, start: int, data: Bytes) -> None:
-        checksum = zlib.crc32(data.data)
+        is_crc32c = self._sealed[plan][file] == "crc32c"
+        checksum = crc32c.extend(0, data.data) if is_crc32c else zlib.crc32(data.data)
         with self._lock:
             self._checksums.setdefault((plan, file, slot), []).append((start, checksum, data.nbytes))
 
     def seal(self) -> None:
         """Write what could only be known once the contents were: the checksums."""
         for index, plan in enumerate(self._plans):
+            numbers = {file.name: number for number, file in enumerate(plan.files)}
             for number, file in enumerate(plan.files):
                 if file.seal is None:
                     continue
-                offsets = [slot.offset for slot in file.slots] + [copy.offset for copy in file.copies]
-                checksums = {
-                    offset: combine_crc32(
-                        (checksum, nbytes)
-                        for _, checksum, nbytes in sorted(self._checksums.get((index, number, offset), ()))
-                    )
-                    for offset in offsets
-                }
-                for offset, data in file.seal(checksums):
+                summed = number if file.checksums_of is None else numbers[file.checksums_of]
+                for offset, data in file.seal(self._checksums_of(index, summed)):
                     self._stages[index].write(number, offset, data)
+
+    def _checksums_of(self, index: int, number: int) -> dict[int, int]:
+        """The checksum of each slot and copy of a file, by offset."""
+        file = self._plans[index].files[number]
+        combine = crc32c.combine if file.checksum == "crc32c" else combine_crc32
+        offsets = [slot.offset for slot in file.slots] + [copy.offset for copy in file.copies]
+        return {
+            offset: combine(
+                (checksum, nbytes) for _, checksum, nbytes in sorted(self._checksums.get((index, number, offset), ()))
+            )
+            for offset in offsets
+        }
 
     def _sum(self, chunk: Chunk, scratch: numerics.Scratch) -> int:
         """Read, add, round and write one chunk."""
@@ -377,7 +390,7 @@ class _Run:
             file, slot = place
             offset = slot + start * element
             end = position + (stop - start) * element
-            if sealed[file]:
+            if sealed[file] is not None:
                 self._note_checksum(index, file, slot, start, result[position:end])
             if file == run_file and offset == run_offset + run_end - run_start:
                 run_end = end

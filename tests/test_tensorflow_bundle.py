@@ -20,11 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpttool import crc32c
+from ckpttool.discovery import from_paths
+from ckpttool.engine import execute
 from ckpttool.errors import NotFoundError, UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats import bundle_entries, leveldb_table, open_checkpoint, protobuf_wire
 from ckpttool.formats import tensorflow_bundle as bundles
 from ckpttool.formats.bundle_entries import Entry
 from ckpttool.formats.object_graph import OBJECT_GRAPH, prune_object_graph
+from ckpttool.plan import make_plan
 from ckpttool.tensors import DTYPES, Artifact, OutputTensor
 
 DATA = Path(__file__).parent / "data/tensorflow"
@@ -306,6 +309,24 @@ def test_what_a_bundle_cannot_hold_is_refused_before_anything_is_written(tmp_pat
     big = open_checkpoint(write(tmp_path, {"w": np.ones(2, np.float32)}, big_endian=True))
     with pytest.raises(UnsupportedError, match="big-endian"):
         bundles.lay_out(artifact_like(big))
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_the_engine_writes_checksums_that_match_however_it_cuts_the_work(tmp_path, jobs):
+    rng = np.random.default_rng(1)
+    shapes = {"net/small": (3,), "net/large": (700, 1001), "net/empty": (0, 2), "net/half": (300, 1000)}
+    for step in (1, 2, 3):
+        arrays = {n: rng.standard_normal(s).astype("float16" if "half" in n else "float32") for n, s in shapes.items()}
+        write(tmp_path, {**arrays, "save_counter": np.array(step)}, prefix=f"ckpt-{step}")
+    members = from_paths([tmp_path / f"ckpt-{step}.index" for step in (1, 2, 3)]).entries
+    execute(make_plan(members, tmp_path / "avg"), jobs=jobs)
+    out = open_checkpoint(tmp_path / "avg")
+    bundles.verify(out)
+    assert out.path.is_dir()
+    assert out.values == {"save_counter": 3}
+    assert [member["name"] for member in out.provenance["members"]] == ["ckpt-1.index", "ckpt-2.index", "ckpt-3.index"]
+    expected = mean([open_checkpoint(tmp_path / f"ckpt-{step}") for step in (1, 2, 3)])
+    assert {t: bits(a) for t, a in loaded(out).items()} == {t: bits(a) for t, a in expected.items()}
 
 
 # --- Damage ----------------------------------------------------------------------------------------------------
