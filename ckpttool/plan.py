@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from ckpttool import __version__
 from ckpttool.errors import OutputExistsError, UsageError, WriteError
-from ckpttool.formats import format_for_output, get_format
+from ckpttool.formats import format_for_output
 from ckpttool.matching import KeyPolicy, Matched, first_names, match, spoken, ties
 from ckpttool.tensors import DTYPES, Artifact, Checkpoint, OutputFile, OutputTensor, Skipped, TensorId, TensorSpec
 
@@ -191,7 +191,7 @@ def make_plan(
     if keep_state and template is None:
         raise UsageError(
             f"--keep-state needs an output of the newest checkpoint's own format, and {path.name} is not",
-            hint=f"End the output's name in {newest.path.suffix or get_format(newest.format).SUFFIXES[0]}.",
+            hint=f"Name an output of the format {newest.format}, or leave --keep-state out.",
         )
     _check_output(path, members, force=force)
 
@@ -201,7 +201,7 @@ def make_plan(
     tied = _kept_ties(matched)
     weights = [1.0] * len(members) if coefficients is None else [member.coefficient for member in members]
     tensors = tuple(
-        _plan_tensor(name, matched, weights, checkpoints, tied, dtype, integers)
+        _plan_tensor(name, matched, weights, checkpoints, tied, dtype, integers, keeps_order=template is not None)
         for name in matched.names
         if name not in tied
     )
@@ -255,9 +255,12 @@ def _plan_tensor(
     tied: Mapping[TensorId, TensorId],
     dtype: OutputDType,
     integers: IntegerPolicy,
+    *,
+    keeps_order: bool,
 ) -> PlannedTensor:
     spec = matched.found[-1][name]
-    strides = spec.strides if spec.is_dense else None
+    # A format holds the orders of dimensions that its own files have; another may know C order alone.
+    strides = spec.strides if spec.is_dense and keeps_order else None
     averaged = spec.dtype.is_averaged and name not in matched.alone
     out_dtype = DTYPES[dtype] if dtype != "same" and spec.dtype.kind == "float" else spec.dtype
     output = OutputTensor(out_dtype, spec.shape, strides)
