@@ -14,7 +14,7 @@ from ckpttool.schedule_family import KINDS
 from ckpttool.schedules import noam
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["docs/lr-plot-table.md", "docs/_readme_lr.md"]
+PAGES = ["docs/lr-plot-table.md", "README.md"]
 FIGURES = runpy.run_path(str(ROOT / "docs/make_figures.py"))["FIGURES"]
 
 
@@ -25,7 +25,10 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 SHOWN = [
-    (page, *block.removeprefix("$ ckpttool ").split("\n", 1)) for page in PAGES for block in blocks(page, "console")
+    (page, *block.removeprefix("$ ckpttool ").split("\n", 1))
+    for page in PAGES
+    for block in blocks(page, "console")
+    if block.startswith("$ ckpttool lr-plot-table")
 ]
 
 
@@ -61,8 +64,13 @@ def test_every_option_and_schedule_is_in_the_page():
         assert f"| `{kind.name}` |" in page
         row = next(line for line in page.splitlines() if line.startswith(f"| `{kind.name}` |"))
         assert all(f"`{name}`" in row for name in kind.parameters)
-    names = {option.opts[0] for option in group.commands["lr-plot-table"].params}
-    assert {"--as", "--compare", "--config", "--fit", "--steps", "--semantics", "--dtype"} <= names
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page)) | {"--" + name.replace("_", "-") for name in _WORDS}
+    for option in group.commands["lr-plot-table"].params:
+        assert named & set(option.opts), option.opts
+
+
+_WORDS = ("start_decay_steps", "decay_step_duration", "minimum_learning_rate", "quiet", "verbose", "help")
+"""What the page says without hyphens, or leaves to --help."""
 
 
 @pytest.mark.parametrize("name", FIGURES)
