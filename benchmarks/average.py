@@ -5,8 +5,9 @@
 Every row averages five checkpoints. Its yardstick is `cat INPUTS > /dev/null; cp ONE OUT` on the same weights: what
 it costs to read the inputs and to write the output and do nothing else (and without an fsync, which ckpttool does).
 Both run in turn, round after round, from the page cache, each round with no output there yet; the least time of each
-counts, since noise only adds. Processor time stands beside it: on a busy machine, threads do not help. Memory is the whole process's peak resident size. The data are made first (6 GB for the
-largest row), and deleted at the end unless --keep is given.
+counts, since noise only adds. Processor time stands beside it in parentheses: on a busy machine threads do not help.
+Memory is the whole process's peak resident size. The data are made first (6 GB for the largest row), and deleted at
+the end unless --keep is given.
 """
 
 from __future__ import annotations
@@ -248,7 +249,7 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help="measure a plain torch loop as well")
     options = parser.parse_args()
     lines = [
-        "| five checkpoints | cat and cp (processor) | ckpttool (processor) | ratio | goal | peak memory | plain torch loop |",
+        "| averaged | cat and cp | ckpttool | ratio | goal | peak memory | plain torch loop |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
