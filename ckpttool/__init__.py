@@ -5,4 +5,57 @@ The public names are loaded when they are first used (PEP 562), so that ``import
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckpttool.api import average
+    from ckpttool.engine import Result, execute, execute_together
+    from ckpttool.errors import CkpttoolError
+    from ckpttool.formats import open_checkpoint
+    from ckpttool.plan import Plan, make_plan
+    from ckpttool.selection import Discovery, discover, from_paths
+    from ckpttool.tensors import Checkpoint
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Checkpoint",
+    "CkpttoolError",
+    "Discovery",
+    "Plan",
+    "Result",
+    "__version__",
+    "average",
+    "discover",
+    "execute",
+    "execute_together",
+    "from_paths",
+    "make_plan",
+    "open_checkpoint",
+]
+
+_HOME = {
+    "Checkpoint": "tensors",
+    "CkpttoolError": "errors",
+    "Discovery": "selection",
+    "Plan": "plan",
+    "Result": "engine",
+    "average": "api",
+    "discover": "selection",
+    "execute": "engine",
+    "execute_together": "engine",
+    "from_paths": "selection",
+    "make_plan": "plan",
+    "open_checkpoint": "formats",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"ckpttool.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

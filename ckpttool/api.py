@@ -1,0 +1,64 @@
+"""The commands as functions, for those who call ckpttool from Python. The same words, the same defaults.
+
+>>> import ckpttool as ct
+>>> ct.average("runs/a", last=5, output="averaged.safetensors")  # doctest: +SKIP
+
+is the same as
+
+>>> found = ct.discover("runs/a").last(5)  # doctest: +SKIP
+>>> plan = ct.make_plan(found.entries, "averaged.safetensors", skipped=found.skipped)  # doctest: +SKIP
+>>> ct.execute(plan)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ckpttool.coefficients import explicit
+from ckpttool.engine import Result, execute
+from ckpttool.plan import make_plan
+from ckpttool.selection import discover, from_paths
+
+__all__ = ["average"]
+
+
+def average(
+    source: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    last: int | None = None,
+    weights: Sequence[float] | None = None,
+    normalize: bool = False,
+    section: str | None = None,
+    **policies: Any,
+) -> Result:
+    """Average checkpoints into one file, as ``ckpttool average`` does.
+
+    Args:
+        source: A model directory, or the checkpoints themselves.
+        output: The file to write; its suffix chooses the format.
+        last: How many of the directory's newest checkpoints, by step; None: all of them. Not for a list.
+        weights: A coefficient for each checkpoint, oldest first in a directory, in the order given for a list; None:
+            equal shares.
+        normalize: Divide the weights by their sum; otherwise they must sum to 1.
+        section: Dotted key path of the weights inside the files, where they are not found by themselves.
+        **policies: `dtype`, `keys`, `integers`, `keep_state`, `force`, `allow_nonfinite` of `ckpttool.make_plan`.
+
+    Returns:
+        What was written, and how long it took.
+
+    Raises:
+        CkpttoolError: One of its kinds; see `ckpttool.errors`. Nothing has been written then.
+    """
+    if isinstance(source, (str, Path)):
+        found = discover(Path(source), section=section)
+        found = found if last is None else found.last(last)
+    else:
+        found = from_paths([Path(path) for path in source], section=section)
+    coefficients = None if weights is None else explicit(weights, normalize=normalize)
+    plan = make_plan(
+        found.entries, output, coefficients=coefficients, skipped=found.skipped, notes=found.notes, **policies
+    )
+    return execute(plan)
