@@ -365,7 +365,7 @@ def _plan_tensor(
 
 
 def output_tensor(like: TensorSpec, dtype: OutputDType) -> OutputTensor:
-    """A tensor as it is written in the place of `like`: its order of dimensions, and its dtype unless asked otherwise."""
+    """A tensor as it is written in the place of `like`: with its order of dimensions, and its dtype unless asked."""
     out_dtype = DTYPES[dtype] if dtype != "same" and like.dtype.kind == "float" else like.dtype
     return OutputTensor(out_dtype, like.shape, like.strides if like.is_dense else None)
 
