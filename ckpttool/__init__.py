@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckpttool.api import average
+    from ckpttool.discovery import discover, from_paths
     from ckpttool.engine import Result, execute, execute_together
     from ckpttool.errors import CkpttoolError
     from ckpttool.formats import open_checkpoint
     from ckpttool.plan import Plan, make_plan
-    from ckpttool.selection import Discovery, discover, from_paths
+    from ckpttool.selection import Discovery
     from ckpttool.tensors import Checkpoint
 
 __version__ = "0.1.0"
@@ -42,10 +43,10 @@ _HOME = {
     "Plan": "plan",
     "Result": "engine",
     "average": "api",
-    "discover": "selection",
+    "discover": "discovery",
     "execute": "engine",
     "execute_together": "engine",
-    "from_paths": "selection",
+    "from_paths": "discovery",
     "make_plan": "plan",
     "open_checkpoint": "formats",
 }

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ckpttool.coefficients import explicit
+from ckpttool.discovery import discover, from_paths
 from ckpttool.engine import Result, execute
 from ckpttool.plan import make_plan
-from ckpttool.selection import discover, from_paths
 
 __all__ = ["average"]
 
@@ -39,7 +39,8 @@ def average(
     Args:
         source: A model directory, or the checkpoints themselves.
         output: The file to write; its suffix chooses the format.
-        last: How many of the directory's newest checkpoints, by step; None: all of them. Not for a list.
+        last: How many of the directory's newest checkpoints, by step; None: the last 8, or all there are.
+            Not for a list.
         weights: A coefficient for each checkpoint, oldest first in a directory, in the order given for a list; None:
             equal shares.
         normalize: Divide the weights by their sum; otherwise they must sum to 1.
@@ -54,7 +55,7 @@ def average(
     """
     if isinstance(source, (str, Path)):
         found = discover(Path(source), section=section)
-        found = found if last is None else found.last(last)
+        found = found.last_default() if last is None else found.last(last)
     else:
         found = from_paths([Path(path) for path in source], section=section)
     coefficients = None if weights is None else explicit(weights, normalize=normalize)

@@ -1,27 +1,33 @@
 """Where the weights are inside a checkpoint: weights, copies of them, training state, step.
 
 Training loops save one nested mapping, and each calls its parts something else. The names are data (the tables
-below); `locate` applies them to a tree whose tensors are `TensorSpec`s. No file is opened here.
+of `ckpttool.keys`); `locate` applies them to a tree whose tensors are `TensorSpec`s. No file is opened here.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
+from ckpttool.keys import (
+    COPY_KEYS,
+    JOINED_SECTIONS,
+    OPTIMIZER_KEYS,
+    SCHEDULER_ENTRIES,
+    SCHEDULER_KEYS,
+    STATE_ROWS,
+    STEP_PATHS,
+    WEIGHT_SECTIONS,
+    WRAPPERS,
+    KeyPath,
+    Replacement,
+)
 from ckpttool.tensors import TensorSpec
 
 __all__ = ["KeyPath", "Located", "Replacement", "StatePart", "dotted", "locate"]
-
-KeyPath = tuple[str | int, ...]
-"""Keys and indices from the root of the tree to a node."""
-
-Replacement = Literal["delete", "none", "empty_list", "empty_dict"]
-"""What stands in the place of training state that is left out. "delete" removes the key itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,115 +62,6 @@ class Located:
     values: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-
-# --- The tables ------------------------------------------------------------------------------------------------
-
-WEIGHT_SECTIONS: tuple[tuple[KeyPath, ...], ...] = (
-    (
-        ("state", "model"),  # Composer
-        ("state_dict",),  # Lightning, mmengine, timm, open_clip, FunASR
-        ("model",),  # fairseq, OpenNMT-py, ESPnet 1, THUMT, icefall, detectron2, Coqui, DiT, Megatron
-        ("model_state_dict",),  # the PyTorch tutorials
-        ("model_state",),  # JoeyNMT, pycls
-        ("module",),  # DeepSpeed
-    ),
-    (
-        ("params",),  # BasicSR
-        ("net",),
-        ("network",),
-        ("weights",),
-        ("model_weights",),
-        ("net_state_dict",),
-        ("network_state_dict",),
-    ),
-    (
-        ("generator",),  # HiFi-GAN and other vocoders
-        ("student",),  # DINO
-        ("encoder",),  # I-JEPA, V-JEPA
-        ("params_ema",),  # BasicSR releases that hold only the average
-        ("teacher",),  # DINOv2's exported teacher
-    ),
-)
-"""Where weights stand, in tiers. The first tier with a match decides; two matches in one tier are a question."""
-
-JOINED_SECTIONS: tuple[tuple[KeyPath, KeyPath], ...] = ((("model",), ("generator",)),)
-"""(section, further section) that are one model in two pieces: OpenNMT-py keeps the output layer apart."""
-
-COPY_KEYS = re.compile(
-    r"(?:^|_|\.)(?:ema|emas|avg|average|averaged|averaging|swa|shadows?|teacher|polyak|target)(?:_|\.|$)"
-    r"|^current_model_state$"  # Lightning's WeightAveraging: the raw weights, while state_dict holds the average
-    r"|^emamodel",
-    re.IGNORECASE,
-)
-"""A key on the way to a set of weights beside the weights. It counts only if its names and shapes fit as well."""
-
-WRAPPERS = (
-    "module.",
-    "_orig_mod.",
-    "_fsdp_wrapped_module.",
-    "_forward_module.",
-    "ema_model.",
-    "online_model.",
-    "model.",
-)
-"""Prefixes that wrappers put in front of every name."""
-
-STEP_PATHS: tuple[KeyPath, ...] = (
-    ("global_step",),
-    ("global_steps",),  # DeepSpeed
-    ("num_updates",),
-    ("optimizer_history", -1, "num_updates"),  # fairseq
-    ("train_steps",),
-    ("steps",),
-    ("step",),
-    ("iteration",),
-    ("iter",),
-    ("iter_num",),  # nanoGPT
-    ("trainer", "iteration"),  # detectron2
-    ("meta", "iter"),  # mmengine
-    ("batch_idx_train",),  # icefall
-    ("optim", "training_step"),  # OpenNMT-py
-    ("state", "timestamp", "Timestamp", "batch"),  # Composer
-    ("state", "timestamp", "batch"),
-    ("updates",),
-)
-"""Where the number of updates stands, best first. Exact paths, so that an optimizer's own counters are not taken."""
-
-
-@dataclass(frozen=True, slots=True)
-class _StateRow:
-    """Training state of one framework: `keys` at `parent`, if the root has all keys of `when`."""
-
-    keys: tuple[str, ...]
-    replacement: Replacement
-    when: tuple[str, ...] = ()
-    parent: KeyPath = ()
-
-
-STATE_ROWS: tuple[_StateRow, ...] = (
-    # The trainer restores it only where it is not None; optimizer_history stays, which the loader reads first.
-    _StateRow(("last_optimizer_state",), "none"),
-    # Lightning raises a KeyError where the key is missing, and pairs the entries with the optimizers one by one.
-    _StateRow(("optimizer_states", "lr_schedulers"), "empty_list", when=("pytorch-lightning_version",)),
-    # What OpenNMT-py's own averaging writes.
-    _StateRow(("optim",), "none", when=("model", "generator")),
-    # What DeepSpeed itself writes when the engine has no optimizer.
-    _StateRow(("optimizer", "lr_scheduler"), "none", when=("ds_version",)),
-    # What ultralytics' strip_optimizer writes.
-    _StateRow(("optimizer",), "none", when=("train_args",)),
-    _StateRow(("optimizers", "schedulers", "scaler"), "delete", parent=("state",)),
-    _StateRow(("optimizer", "scheduler", "grad_scaler"), "delete", parent=("trainer",)),
-    _StateRow(("optimizer_state", "scheduler_state", "scaler_state"), "delete"),
-)
-"""Known training state; everything else that is named and built like it falls under `_is_state`, and is deleted."""
-
-_OPTIMIZER = re.compile(
-    r"(?:.*_)?(?:optim|optims|optimizer|optimizers|opt|opts)(?:_\w{1,2})?(?:_states?(?:_dicts?)?|_dict)?$"
-)
-_SCHEDULER = re.compile(
-    r"(?:.*_)?(?:scheduler|schedulers|sched|scheds|scaler|scalers|amp)(?:_\w{1,2})?(?:_states?(?:_dicts?)?|_dict)?$"
-)
-_SCHEDULER_KEYS = frozenset({"last_epoch", "_step_count", "base_lrs", "growth_factor", "loss_scaler0"})
 
 _MAX_DEPTH = 24
 _MAX_NODES = 4_000_000
@@ -256,15 +153,15 @@ def _is_state(key: str, value: Any) -> bool:
     if value is None or isinstance(value, (str, int, float, TensorSpec)):
         return False
     is_container = isinstance(value, (Mapping, list, tuple))
-    if _OPTIMIZER.fullmatch(key):
+    if OPTIMIZER_KEYS.fullmatch(key):
         parts = value if isinstance(value, (list, tuple)) else [value]
         if any(isinstance(part, Mapping) and "param_groups" in part for part in parts) or _has_tensors(value):
             return True
         # A pickled optimizer object; but "opt" is what many call their options.
         return not is_container and not key.endswith(("opt", "opts"))
-    if _SCHEDULER.fullmatch(key) and not COPY_KEYS.search(key):
+    if SCHEDULER_KEYS.fullmatch(key) and not COPY_KEYS.search(key):
         parts = value if isinstance(value, (list, tuple)) else [value]
-        keyed = any(isinstance(part, Mapping) and _SCHEDULER_KEYS & set(part) for part in parts)
+        keyed = any(isinstance(part, Mapping) and SCHEDULER_ENTRIES & set(part) for part in parts)
         return keyed or key.endswith(("_state", "_state_dict")) or (is_container and _has_tensors(value))
     return False
 
@@ -475,6 +372,11 @@ def _find_copies(
         names = _tensors(node, path, source)
         if not names:
             continue
+        depth = len(path)
+        if isinstance(node, Mapping) and len({place[depth] for place in names.values()}) == 1:
+            child = node[next(iter(names.values()))[depth]]
+            if isinstance(child, (Mapping, list, tuple)):
+                continue  # The copy is further down: ``ema.module`` beside ``ema.updates``.
         specs = {name: _at(tree, where) for name, where in names.items()}
         if isinstance(node, Mapping):
             fitting = sum((_strip(name), spec.shape) in known for name, spec in specs.items())

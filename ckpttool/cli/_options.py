@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -83,7 +83,7 @@ class SelectionOptions:
     exclude: tuple[str, ...]
     best: int | None
     metric: str | None
-    mode: str | None
+    mode: Literal["min", "max"] | None
     layout: str | None
     section: str | None
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ckpttool.cli import _report
 from ckpttool.cli._options import PolicyOptions, RunOptions, SelectionOptions
 from ckpttool.cli._output import Output
-from ckpttool.errors import UsageError
+from ckpttool.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from ckpttool.plan import Plan
@@ -18,19 +18,35 @@ if TYPE_CHECKING:
 __all__ = ["default_output", "plan_keywords", "run_plans", "select"]
 
 
-def select(checkpoints: Sequence[Path], options: SelectionOptions, *, default_last: int | None) -> Discovery:
+def select(checkpoints: Sequence[Path], options: SelectionOptions, *, shares: int | None = None) -> Discovery:
     """Find the checkpoints that the arguments and options mean: a model directory, or a list as given.
 
     Args:
         checkpoints: What the user named.
         options: The selection options.
-        default_last: How many of a directory are taken when neither --last nor --best says so; None: all.
+        shares: How many coefficients were given, if any: so many are taken of a directory where nothing else says it.
+
+    Raises:
+        NotFoundError: Fewer than two were found, and --last 1 did not ask for one.
     """
-    from ckpttool.selection import discover, from_paths
+    from ckpttool.discovery import discover, from_paths
 
     if len(checkpoints) == 1 and (checkpoints[0].is_dir() or not checkpoints[0].exists()):
-        found = discover(checkpoints[0], layout=options.layout, section=options.section)
-        return _narrow(found, options, default_last)
+        found = discover(
+            checkpoints[0],
+            layout=options.layout,
+            section=options.section,
+            include=options.include,
+            exclude=options.exclude,
+        )
+        found = _narrow(found, options, shares)
+        if len(found.entries) == 1 and options.last != 1 and options.best != 1:
+            raise NotFoundError(
+                f"{checkpoints[0]}: only one checkpoint, {found.entries[0].name}, and one is no average",
+                hint="--last 1 writes it as it is, in another format if -o says so.",
+                path=checkpoints[0],
+            )
+        return found
     given = _selecting(options)
     if len(checkpoints) == 1 and options.last != 1:
         raise UsageError(
@@ -62,15 +78,11 @@ def _selecting(options: SelectionOptions) -> list[str]:
     return [name for name, value in named.items() if value is not None]
 
 
-def _narrow(found: Discovery, options: SelectionOptions, default_last: int | None) -> Discovery:
+def _narrow(found: Discovery, options: SelectionOptions, shares: int | None) -> Discovery:
     if (options.best is None) != (options.metric is None):
         raise UsageError("--best and --metric go together", hint="For example: --best 5 --metric valid_loss")
     if options.mode is not None and options.best is None:
         raise UsageError("--mode says which metric is good and goes with --best")
-    for pattern in options.include:
-        found = found.include(pattern)
-    for pattern in options.exclude:
-        found = found.exclude(pattern)
     if options.from_step is not None or options.to_step is not None:
         found = found.between(options.from_step, options.to_step)
     if options.every is not None:
@@ -79,9 +91,9 @@ def _narrow(found: Discovery, options: SelectionOptions, default_last: int | Non
         found = found.last(options.last)
     if options.best is not None and options.metric is not None:
         return found.best(options.best, options.metric, options.mode)
-    if options.last is None and default_last is not None:
-        found = found.last_default(default_last)
-    return found
+    if options.last is not None:
+        return found
+    return found.last_default() if shares is None else found.last(shares)
 
 
 def default_output(checkpoints: Sequence[Path], output: Path | None, folder: str) -> str:

@@ -18,9 +18,6 @@ from ckpttool.cli._options import (
 )
 from ckpttool.cli._output import Output
 
-DEFAULT_LAST = 8
-"""How many are averaged when nothing is said, as OpenNMT-tf's average_checkpoints."""
-
 
 @click.command(short_help="Average the last checkpoints of a run.")
 @checkpoints_argument
@@ -62,7 +59,7 @@ def average(
     from ckpttool.plan import make_plan
 
     coefficients = None if weights is None else explicit(_numbers(weights), normalize=normalize)
-    found = select(checkpoints, selection, default_last=len(coefficients) if coefficients else DEFAULT_LAST)
+    found = select(checkpoints, selection, shares=len(coefficients) if coefficients else None)
     plan = make_plan(
         found.entries,
         default_output(checkpoints, output, "avg"),
