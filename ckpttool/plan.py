@@ -158,6 +158,7 @@ def make_plan(
     keys: KeyPolicy = "strict",
     integers: IntegerPolicy = "newest",
     keep_state: bool = False,
+    keep_container: bool = True,
     force: bool = False,
     allow_nonfinite: bool = False,
     drop: Sequence[tuple[str | int, ...]] = (),
@@ -180,6 +181,7 @@ def make_plan(
         integers: Integer and bool tensors are never averaged. "newest": take the newest member's, report differences.
             "error": a difference is an error.
         keep_state: Keep the newest member's training state (optimizer, scaler, scheduler).
+        keep_container: Keep what else the newest member's file holds, where the output is of its format.
         force: Replace an existing output.
         allow_nonfinite: Let NaN and infinity pass.
         drop: Key paths of the newest member's container that are left out.
@@ -200,7 +202,7 @@ def make_plan(
     if len(shares) != len(entries):
         raise UsageError(f"{len(shares)} weights were given for {len(entries)} checkpoints")
     members = _in_canonical_order([Member(e.checkpoint, c, e.step) for e, c in zip(entries, shares, strict=True)])
-    place = find_place(output, members, keep_state=keep_state, force=force)
+    place = find_place(output, members, keep_state=keep_state, keep_container=keep_container, force=force)
     newest = members[-1].checkpoint
 
     holds_copies = place.template is not None and bool(newest.copies)
@@ -241,8 +243,17 @@ class Place:
     template: Checkpoint | None
 
 
-def find_place(output: str | Path, members: Sequence[Member], *, keep_state: bool, force: bool) -> Place:
+def find_place(
+    output: str | Path, members: Sequence[Member], *, keep_state: bool, force: bool, keep_container: bool = True
+) -> Place:
     """Where the output goes: its suffix chooses the format, and the last member's container is kept where it can be.
+
+    Args:
+        output: As the user named it.
+        members: The last one's container is kept.
+        keep_state: Whether the training state shall be kept as well.
+        force: Whether an existing output may be replaced.
+        keep_container: False for names that the container does not have: the output is a plain file of the weights.
 
     Raises:
         UsageError: Nothing can write such a file, or not with the training state.
@@ -252,7 +263,7 @@ def find_place(output: str | Path, members: Sequence[Member], *, keep_state: boo
     newest = members[-1].checkpoint
     path = _output_path(Path(output), newest)
     writer = format_for_output(path, newest)
-    template = newest if newest.format == writer.NAME else None
+    template = newest if newest.format == writer.NAME and keep_container else None
     if keep_state and template is None:
         raise UsageError(
             f"--keep-state needs an output of the newest checkpoint's own format, and {path.name} is not",
