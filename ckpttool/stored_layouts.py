@@ -365,10 +365,10 @@ def _slots(seen: _Seen, chosen: str | None) -> Iterator[StoredAverage]:
     for where, average in seen.checkpoint.copies.items():
         if chosen in {None, where} and where.rsplit(".", 1)[-1] not in {key for key, _ in LISTS}:
             names = fit(average, seen.weights)
-            path = _path_of(seen.tree, where)
-            if names is not None and path is not None:
+            place = _path_of(seen.tree, where)
+            if names is not None and place is not None:
                 why = f"{where} holds tensors of the weights' names and shapes, and its name says average"
-                yield _covered(seen, average, "not one of the table", where, why, drop=(path,))
+                yield _covered(seen, average, "not one of the table", where, why, drop=(place,))
 
 
 def _path_of(tree: Any, where: str) -> KeyPath | None:
@@ -683,7 +683,7 @@ def _aligned(
     owner = seen.names_from if seen.names_from is not None else seen.checkpoint
     if seen.names_from is not None:
         weights = seen.names_from.weights
-    if not weights or {id(spec) for spec in weights.values()} <= {id(spec) for spec in average}:
+    if set(weights.values()) <= set(average):
         raise UnsupportedError(
             f"{seen.path}: the average at {where} is a list without names, and there are no weights beside it",
             path=seen.path,

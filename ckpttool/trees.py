@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ckpttool.errors import UnreadableError
+from ckpttool.keys import KeyPath
+from ckpttool.sections import dotted
 from ckpttool.tensors import Checkpoint, TensorSpec
 
 __all__ = ["KeyPath", "at", "dotted", "module_tensors", "tensors_below", "tree_of", "walk"]
-
-KeyPath = tuple[str | int, ...]
-"""Keys and indices from the root of the tree to a node."""
 
 _MAX_DEPTH = 64
 _MAX_TENSORS = 4_000_000
@@ -32,11 +31,6 @@ def tree_of(checkpoint: Checkpoint) -> Mapping[Any, Any]:
     if isinstance(tree, list):
         return dict(enumerate(tree))
     return tree if isinstance(tree, Mapping) else {}
-
-
-def dotted(path: KeyPath) -> str:
-    """A key path as people read it: ``("extra_state", "ema")`` is ``extra_state.ema``."""
-    return ".".join(map(str, path))
 
 
 def at(tree: Any, path: KeyPath) -> Any:
