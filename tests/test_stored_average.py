@@ -82,10 +82,27 @@ def expect(found: StoredAverage, average: State, trained: State = RAW) -> None:
 
 # (what, file content, where the average is found, names that it covers)
 BESIDE: list[tuple[str, Any, str]] = [
-    ("timm", {"state_dict": RAW, "state_dict_ema": AVERAGE, "arch": "a", "version": 2, "optimizer": OPTIMIZER}, "state_dict_ema"),
-    ("torchvision", {"model": RAW, "model_ema": {**prefixed("module.", AVERAGE), "n_averaged": torch.tensor(5)}, "optimizer": OPTIMIZER, "epoch": 3}, "model_ema"),
+    (
+        "timm",
+        {"state_dict": RAW, "state_dict_ema": AVERAGE, "arch": "a", "version": 2, "optimizer": OPTIMIZER},
+        "state_dict_ema",
+    ),
+    (
+        "torchvision",
+        {
+            "model": RAW,
+            "model_ema": {**prefixed("module.", AVERAGE), "n_averaged": torch.tensor(5)},
+            "optimizer": OPTIMIZER,
+            "epoch": 3,
+        },
+        "model_ema",
+    ),
     ("DeiT", {"model": RAW, "model_ema": AVERAGE, "optimizer": OPTIMIZER, "scaler": {}}, "model_ema"),
-    ("k-diffusion", {"model": RAW, "model_ema": AVERAGE, "ema_sched": {"inv_gamma": 1.0, "power": 0.66}, "opt": OPTIMIZER}, "model_ema"),
+    (
+        "k-diffusion",
+        {"model": RAW, "model_ema": AVERAGE, "ema_sched": {"inv_gamma": 1.0, "power": 0.66}, "opt": OPTIMIZER},
+        "model_ema",
+    ),
     ("DiT", {"model": RAW, "ema": AVERAGE, "opt": OPTIMIZER, "args": {"lr": 1e-4}}, "ema"),
     ("BasicSR", {"params": RAW, "params_ema": AVERAGE}, "params_ema"),
     ("RT-DETR", {"model": RAW, "ema": {"module": AVERAGE, "updates": 100}, "optimizer": OPTIMIZER}, "ema.module"),
@@ -94,17 +111,75 @@ BESIDE: list[tuple[str, Any, str]] = [
     ("d2go", {"state_dict": RAW, "model_ema": AVERAGE}, "model_ema"),
     ("OpenFold", {"state_dict": prefixed("model.", RAW), "ema": {"params": AVERAGE, "decay": 0.999}}, "ema.params"),
     ("deepmd-kit", {"model": RAW, "ema": {"model": AVERAGE, "decay": 0.999, "validation_state": {}}}, "ema.model"),
-    ("fairseq", {"model": RAW, "extra_state": {"ema": AVERAGE, "epoch": 1}, "optimizer_history": [{"num_updates": 9}]}, "extra_state.ema"),
+    (
+        "fairseq",
+        {"model": RAW, "extra_state": {"ema": AVERAGE, "epoch": 1}, "optimizer_history": [{"num_updates": 9}]},
+        "extra_state.ema",
+    ),
     ("icefall", {"model": RAW, "model_avg": AVERAGE, "average_period": 200, "batch_idx_train": 4000}, "model_avg"),
-    ("DINO", {"student": prefixed("module.backbone.", RAW), "teacher": prefixed("backbone.", AVERAGE), "dino_loss": {}}, "teacher"),
-    ("I-JEPA", {"encoder": prefixed("module.", RAW), "predictor": {"module.x": torch.zeros(2)}, "target_encoder": prefixed("module.", AVERAGE)}, "target_encoder"),
+    (
+        "DINO",
+        {"student": prefixed("module.backbone.", RAW), "teacher": prefixed("backbone.", AVERAGE), "dino_loss": {}},
+        "teacher",
+    ),
+    (
+        "I-JEPA",
+        {
+            "encoder": prefixed("module.", RAW),
+            "predictor": {"module.x": torch.zeros(2)},
+            "target_encoder": prefixed("module.", AVERAGE),
+        },
+        "target_encoder",
+    ),
     ("AllenNLP", {"model": RAW, "moving_average": {"shadows": AVERAGE, "backups": {}}}, "moving_average.shadows"),
-    ("Lightning callback", {"state_dict": RAW, "callbacks": {"EMA": {"ema_state_dict": AVERAGE}}, "pytorch-lightning_version": "2.1.0"}, "callbacks.EMA.ema_state_dict"),
-    ("Lightning SWA", {"state_dict": RAW, "callbacks": {"StochasticWeightAveraging{}": {"average_model_state": AVERAGE}}, "pytorch-lightning_version": "2.1.0"}, "callbacks.StochasticWeightAveraging{}.average_model_state"),
-    ("denoising-diffusion-pytorch", {"model": RAW, "ema": {"initted": torch.tensor(True), "step": torch.tensor(10), **prefixed("online_model.", RAW), **prefixed("ema_model.", AVERAGE)}, "opt": OPTIMIZER, "step": 10}, "ema"),
-    ("torch.compile and DDP", {"model": prefixed("module._orig_mod.", RAW), "model_ema": prefixed("_orig_mod.module.", AVERAGE)}, "model_ema"),
-    ("fme", {"model": prefixed("module.", RAW), "ema": {"ema_params": flat(AVERAGED_PARAMETERS), "module_name_to_ema_name": {name: name.replace(".", "") for name in PARAMETERS}, "num_updates": torch.tensor(5), "faster_decay_at_start": True}}, "ema.ema_params"),
-]  # fmt: skip
+    (
+        "Lightning callback",
+        {"state_dict": RAW, "callbacks": {"EMA": {"ema_state_dict": AVERAGE}}, "pytorch-lightning_version": "2.1.0"},
+        "callbacks.EMA.ema_state_dict",
+    ),
+    (
+        "Lightning SWA",
+        {
+            "state_dict": RAW,
+            "callbacks": {"StochasticWeightAveraging{}": {"average_model_state": AVERAGE}},
+            "pytorch-lightning_version": "2.1.0",
+        },
+        "callbacks.StochasticWeightAveraging{}.average_model_state",
+    ),
+    (
+        "denoising-diffusion-pytorch",
+        {
+            "model": RAW,
+            "ema": {
+                "initted": torch.tensor(True),
+                "step": torch.tensor(10),
+                **prefixed("online_model.", RAW),
+                **prefixed("ema_model.", AVERAGE),
+            },
+            "opt": OPTIMIZER,
+            "step": 10,
+        },
+        "ema",
+    ),
+    (
+        "torch.compile and DDP",
+        {"model": prefixed("module._orig_mod.", RAW), "model_ema": prefixed("_orig_mod.module.", AVERAGE)},
+        "model_ema",
+    ),
+    (
+        "fme",
+        {
+            "model": prefixed("module.", RAW),
+            "ema": {
+                "ema_params": flat(AVERAGED_PARAMETERS),
+                "module_name_to_ema_name": {name: name.replace(".", "") for name in PARAMETERS},
+                "num_updates": torch.tensor(5),
+                "faster_decay_at_start": True,
+            },
+        },
+        "ema.ema_params",
+    ),
+]
 
 
 def bare(state: State, names: tuple[str, ...]) -> State:
@@ -124,14 +199,59 @@ def test_a_set_beside_the_weights_takes_their_place(tree: Any, where: str, tmp_p
 
 
 INSIDE: list[tuple[str, State, str, State]] = [
-    ("LitEma around the diffusion model", {**prefixed("model.diffusion_model.", RAW), "model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(5), **prefixed("model_ema.", flat(prefixed("diffusion_model.", AVERAGED_PARAMETERS))), "first_stage_model.x": torch.zeros(3)}, "model_ema.*", AVERAGED_PARAMETERS),
-    ("LitEma around an autoencoder", {**RAW, "model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(5), **prefixed("model_ema.", flat(AVERAGED_PARAMETERS))}, "model_ema.*", AVERAGED_PARAMETERS),
+    (
+        "LitEma around the diffusion model",
+        {
+            **prefixed("model.diffusion_model.", RAW),
+            "model_ema.decay": torch.tensor(0.9999),
+            "model_ema.num_updates": torch.tensor(5),
+            **prefixed("model_ema.", flat(prefixed("diffusion_model.", AVERAGED_PARAMETERS))),
+            "first_stage_model.x": torch.zeros(3),
+        },
+        "model_ema.*",
+        AVERAGED_PARAMETERS,
+    ),
+    (
+        "LitEma around an autoencoder",
+        {
+            **RAW,
+            "model_ema.decay": torch.tensor(0.9999),
+            "model_ema.num_updates": torch.tensor(5),
+            **prefixed("model_ema.", flat(AVERAGED_PARAMETERS)),
+        },
+        "model_ema.*",
+        AVERAGED_PARAMETERS,
+    ),
     ("ema.model", {**prefixed("model.", RAW), **prefixed("ema.model.", AVERAGE)}, "ema.model.*", AVERAGE),
     ("ema_model", {**prefixed("net.", RAW), **prefixed("ema_model.", AVERAGE)}, "ema_model.*", AVERAGE),
-    ("ema-pytorch in a LightningModule", {**prefixed("net.", RAW), "ema.initted": torch.tensor(True), "ema.step": torch.tensor(7), **prefixed("ema.ema_model.", AVERAGE)}, "ema.ema_model.*", AVERAGE),
-    ("a suffix", {**prefixed("generator.", RAW), **prefixed("generator_ema.", AVERAGE), "d.weight": torch.zeros(2)}, "generator_ema.conv1.weight and 8 more", AVERAGE),
-    ("MoCo", {**prefixed("module.encoder_q.", RAW), **prefixed("module.encoder_k.", AVERAGE), "module.queue": torch.zeros(2, 2)}, "module.encoder_k.conv1.weight and 8 more", AVERAGE),
-]  # fmt: skip
+    (
+        "ema-pytorch in a LightningModule",
+        {
+            **prefixed("net.", RAW),
+            "ema.initted": torch.tensor(True),
+            "ema.step": torch.tensor(7),
+            **prefixed("ema.ema_model.", AVERAGE),
+        },
+        "ema.ema_model.*",
+        AVERAGE,
+    ),
+    (
+        "a suffix",
+        {**prefixed("generator.", RAW), **prefixed("generator_ema.", AVERAGE), "d.weight": torch.zeros(2)},
+        "generator_ema.conv1.weight and 8 more",
+        AVERAGE,
+    ),
+    (
+        "MoCo",
+        {
+            **prefixed("module.encoder_q.", RAW),
+            **prefixed("module.encoder_k.", AVERAGE),
+            "module.queue": torch.zeros(2, 2),
+        },
+        "module.encoder_k.conv1.weight and 8 more",
+        AVERAGE,
+    ),
+]
 
 
 @pytest.mark.parametrize(("state", "where", "average"), [row[1:] for row in INSIDE], ids=[row[0] for row in INSIDE])
@@ -148,18 +268,84 @@ def test_names_inside_the_state_dict_are_found(state: State, where: str, average
 
 
 IN_PLACE: list[tuple[str, Any, State]] = [
-    ("mmengine", {"state_dict": AVERAGE, "ema_state_dict": {"steps": torch.tensor(9), **prefixed("module.", RAW)}, "meta": {"iter": 9}, "optimizer": OPTIMIZER}, RAW),
-    ("mmcv 1", {"state_dict": {**AVERAGE, **prefixed("ema_", flat({n: RAW[n] for n in PARAMETERS}, "_"))}, "meta": {"iter": 9}}, RAW),
-    ("Lightning 2.6", {"state_dict": AVERAGE, "current_model_state": RAW, "averaging_state": {"n_averaged": torch.tensor(9)}, "pytorch-lightning_version": "2.6.0"}, RAW),
-    ("Composer, active", {"state": {"model": AVERAGE, "algorithms": [("EMA", {"ema_model": {"named_parameters_dict": {n: RAW[n] for n in PARAMETERS}, "named_buffers_dict": {}}, "ema_weights_active": True, "ema_started": True})]}, "rng": []}, RAW),
-    ("nequip, swapped", {"state_dict": {**prefixed("model.", AVERAGE), **{f"ema.ema_weight_{i}": RAW[n] for i, n in enumerate(PARAMETERS)}, "ema._extra_state": {"is_holding_ema_weights": False, "decay": 0.99}}}, {}),
+    (
+        "mmengine",
+        {
+            "state_dict": AVERAGE,
+            "ema_state_dict": {"steps": torch.tensor(9), **prefixed("module.", RAW)},
+            "meta": {"iter": 9},
+            "optimizer": OPTIMIZER,
+        },
+        RAW,
+    ),
+    (
+        "mmcv 1",
+        {
+            "state_dict": {**AVERAGE, **prefixed("ema_", flat({n: RAW[n] for n in PARAMETERS}, "_"))},
+            "meta": {"iter": 9},
+        },
+        RAW,
+    ),
+    (
+        "Lightning 2.6",
+        {
+            "state_dict": AVERAGE,
+            "current_model_state": RAW,
+            "averaging_state": {"n_averaged": torch.tensor(9)},
+            "pytorch-lightning_version": "2.6.0",
+        },
+        RAW,
+    ),
+    (
+        "Composer, active",
+        {
+            "state": {
+                "model": AVERAGE,
+                "algorithms": [
+                    (
+                        "EMA",
+                        {
+                            "ema_model": {
+                                "named_parameters_dict": {n: RAW[n] for n in PARAMETERS},
+                                "named_buffers_dict": {},
+                            },
+                            "ema_weights_active": True,
+                            "ema_started": True,
+                        },
+                    )
+                ],
+            },
+            "rng": [],
+        },
+        RAW,
+    ),
+    (
+        "nequip, swapped",
+        {
+            "state_dict": {
+                **prefixed("model.", AVERAGE),
+                **{f"ema.ema_weight_{i}": RAW[n] for i, n in enumerate(PARAMETERS)},
+                "ema._extra_state": {"is_holding_ema_weights": False, "decay": 0.99},
+            }
+        },
+        {},
+    ),
     ("torch AveragedModel", {**prefixed("module.", AVERAGE), "n_averaged": torch.tensor(9)}, {}),
     ("torch AveragedModel, compiled", {**prefixed("module._orig_mod.", AVERAGE), "n_averaged": torch.tensor(9)}, {}),
-    ("ema-pytorch", {"initted": torch.tensor(True), "step": torch.tensor(4), **prefixed("ema_model.", AVERAGE), **prefixed("online_model.", RAW)}, RAW),
+    (
+        "ema-pytorch",
+        {
+            "initted": torch.tensor(True),
+            "step": torch.tensor(4),
+            **prefixed("ema_model.", AVERAGE),
+            **prefixed("online_model.", RAW),
+        },
+        RAW,
+    ),
     ("BasicSR release", {"params_ema": AVERAGE}, {}),
     ("DINOv2", {"teacher": AVERAGE}, {}),
     ("OpenNMT-py", {"model": AVERAGE, "opt": {"average_decay": 1e-4}, "optim": None}, {}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("tree", "trained"), [row[1:] for row in IN_PLACE], ids=[row[0] for row in IN_PLACE])
