@@ -68,4 +68,5 @@ def _values(spec: TensorSpec) -> dict[str, str]:
 
 
 def _spelled(value: Any) -> str:
-    return f"{value:.9g}" if isinstance(value, float) else str(value)
+    """The shortest decimal that is this value in its own dtype, as numpy prints it; whole numbers without a point."""
+    return str(value).removesuffix(".0")

@@ -121,7 +121,7 @@ def run_plans(plans: Sequence[Plan], command: str, run: RunOptions, out: Output)
     """Print the plans (--dry-run), or execute them together and say what became of them."""
     from ckpttool.engine import execute_together, expected_memory
 
-    memory = expected_memory(run.jobs, outputs=len(plans))
+    memory = expected_memory(run.jobs)
     if run.dry_run:
         documents = [_report.document(plan, command, result=None, peak_memory=memory) for plan in plans]
         if run.as_json:

@@ -72,17 +72,20 @@ class Inert(dict, metaclass=InertType):  # type: ignore[type-arg]
         added: What ADDITEMS gave it.
     """
 
+    # Most objects have arguments and nothing else: no other attribute costs them anything.
+    __slots__ = ("__dict__", "args")
+
     module = "builtins"
     name = "object"
+    args: tuple[Any, ...]
     how: How = "call"
-    args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] | None = None
     maker: Inert | None = None
     states: tuple[Any, ...] = ()
     appended: tuple[Any, ...] = ()
     added: tuple[Any, ...] = ()
 
-    def __new__(cls, /, *args: Any, **kwargs: Any) -> Inert:
+    def __new__(cls, /, *args: Any, **kwargs: Any) -> Inert:  # noqa: PYI034 (typing.Self is of Python 3.11)
         """What the pickle's NEWOBJ does."""
         made: Inert = _new(cls)
         made.args = args
@@ -133,7 +136,7 @@ _new: Callable[..., Any] = dict.__new__
 def inert_type(module: str, name: str) -> InertType:
     """A global of this name."""
     is_getattr = name == "getattr" and module in {"builtins", "__builtin__"}
-    return (_Getattr if is_getattr else InertType)("Inert", (Inert,), {"module": module, "name": name})
+    return (_Getattr if is_getattr else InertType)("Inert", (Inert,), {"__slots__": (), "module": module, "name": name})
 
 
 class _Source:

@@ -82,10 +82,10 @@ _SIZES = (
     rb"(?:\)|" + _INT + rb"(?:\x85|" + _INT + rb"(?:\x86|" + _INT + rb"\x87))" + _PUT_INDEX
     + rb"|\((?:" + _INT + rb"){4,8}t" + _PUT_INDEX + rb")"
 )  # fmt: skip
-_DIGITS = rb"X(?:\x01\0\0\0.|\x02\0\0\0..|\x03\0\0\0...|\x04\0\0\0....|\x05\0\0\0.....|\x06\0\0\0......)"
+_KEY = rb"X(?:" + b"|".join(rb"\x%02x\0\0\0.{%d}" % (length, length) for length in range(1, 17)) + rb")"
 
 _TENSOR = re.compile(
-    _GET_INDEX + rb"\(\(" + _GET_INDEX + _GET_INDEX + _DIGITS + _PUT_INDEX + _GET_INDEX + _INT + rb"t" + _PUT_INDEX
+    _GET_INDEX + rb"\(\(" + _GET_INDEX + _GET_INDEX + _KEY + _PUT_INDEX + _GET_INDEX + _INT + rb"N?t" + _PUT_INDEX
     + rb"Q" + _INT + _SIZES + _SIZES + rb"[\x88\x89]" + _GET_INDEX + rb"\)R" + _PUT_INDEX + rb"t" + _PUT_INDEX
     + rb"R" + _PUT_INDEX,
     re.DOTALL,
@@ -192,11 +192,8 @@ def _walk(data: bytes, start: int, *, skip_tensors: bool) -> int:
                 del stack[floor:]
                 stack.append(_join(parts))
             elif action == _NTUPLE:
-                if len(stack) < a:
-                    raise IndexError
-                cost = _join(stack[-a:])
-                del stack[-a:]
-                stack.append(cost)
+                parts = [stack.pop() for _ in range(a)]
+                stack.append(_join(parts))
             elif action == _TO_MARK:
                 floor = marks.pop()
                 if code in b"ud":
@@ -207,11 +204,10 @@ def _walk(data: bytes, start: int, *, skip_tensors: bool) -> int:
                 if a:
                     stack.append(_PLAIN)
             elif action == _POPS:
-                if len(stack) < a:
-                    raise IndexError
                 if code == 0x73:
                     hashed = _hash(hashed, stack[-2:-1])
-                del stack[len(stack) - a :]
+                for _ in range(a):
+                    stack.pop()
                 if b:
                     stack.append(_PLAIN)
             elif action == _TEXT:

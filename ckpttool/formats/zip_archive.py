@@ -29,6 +29,8 @@ ALIGNMENT = 64
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
+_CENTRAL_LENGTHS = struct.Struct("<4s24x3H12x")
+_CENTRAL_SIZES = struct.Struct("<8x2H4x3I2H10xI")
 _END = struct.Struct("<4s4H2IH")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR64 = struct.Struct("<4sIQI")
@@ -63,12 +65,14 @@ class Archive:
     Attributes:
         path: The file.
         size: Its size in bytes.
-        entries: Name to record, in the file's order. Of records of one name the last counts, as for torch.load.
+        names: The records' names, in the file's order. Of records of one name the last counts, as for torch.load.
     """
 
     path: Path
     size: int
-    entries: dict[str, Entry]
+    names: dict[str, int]
+    """With the place of each in the directory: an archive has thousands of records, and few are ever asked for."""
+    _directory: bytes = field(default=b"", repr=False)
     _file: BinaryIO | None = field(default=None, repr=False)
 
     @contextmanager
@@ -84,6 +88,24 @@ class Archive:
             finally:
                 self._file = None
 
+    def entry(self, name: str) -> Entry:
+        """What the directory says of a record.
+
+        Raises:
+            UnreadableError: There is no such record.
+        """
+        at = self.names.get(name)
+        if at is None:
+            raise self._damaged(f"the record {name} is missing")
+        flags, method, crc, packed, nbytes, name_length, extra_length, header = _CENTRAL_SIZES.unpack_from(
+            self._directory, at
+        )
+        if _NO_32 in (packed, nbytes, header):
+            start = at + _CENTRAL.size + name_length
+            extra = self._directory[start : start + extra_length]
+            nbytes, packed, header = _wide(self.path, name, extra, [nbytes, packed, header])
+        return Entry(name, flags, method, crc, packed, nbytes, header)
+
     def extent(self, name: str) -> Extent:
         """Where the bytes of a record are.
 
@@ -91,9 +113,7 @@ class Archive:
             UnreadableError: There is no such record, or its header contradicts the directory.
             UnsupportedError: It is encrypted, or compressed by something other than DEFLATE.
         """
-        entry = self.entries.get(name)
-        if entry is None:
-            raise self._damaged(f"the record {name} is missing")
+        entry = self.entry(name)
         if entry.flags & _ENCRYPTED:
             raise UnsupportedError(f"{self.path}: the record {name} is encrypted", path=self.path)
         if entry.method not in {_STORED, _DEFLATED}:
@@ -103,7 +123,10 @@ class Archive:
                 path=self.path,
                 hint="Load it with torch and save it again, or unpack it and zip it with `zip -r -0`.",
             )
-        with self.opened():
+        if self._file is None:
+            with self.opened():
+                header = self._read_at(entry.header, _LOCAL.size)
+        else:
             header = self._read_at(entry.header, _LOCAL.size)
         if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04":
             raise self._damaged(f"there is no header of the record {name} at byte {entry.header}")
@@ -198,15 +221,13 @@ def open_archive(path: Path) -> Archive:
         UnsupportedError: It is one of several parts.
     """
     with _open(path) as file:
-        archive = Archive(path, os.fstat(file.fileno()).st_size, {}, file)
-        try:
-            archive.entries = _read_directory(archive)
-        finally:
-            archive._file = None  # noqa: SLF001
-    return archive
+        size = os.fstat(file.fileno()).st_size
+        directory, count = _read_directory(Archive(path, size, {}, _file=file))
+    return Archive(path, size, _names(path, directory, count), directory)
 
 
-def _read_directory(archive: Archive) -> dict[str, Entry]:
+def _read_directory(archive: Archive) -> tuple[bytes, int]:
+    """The central directory, and how many records it has."""
     path, size = archive.path, archive.size
     tail_length = min(size, _END.size + _NO_16 + _LOCATOR64.size + _END64.size)
     tail = archive._read_at(size - tail_length, tail_length)  # noqa: SLF001
@@ -226,32 +247,25 @@ def _read_directory(archive: Archive) -> dict[str, Entry]:
         raise UnsupportedError(f"{path}: one part of a zip archive of several", path=path)
     if offset + length != size - tail_length + ends:
         raise _damaged(path, "the directory of the zip archive is not where it should be")
-    return _parse_directory(path, archive._read_at(offset, length), count)  # noqa: SLF001
+    return archive._read_at(offset, length), count  # noqa: SLF001
 
 
-def _parse_directory(path: Path, directory: bytes, count: int) -> dict[str, Entry]:
-    entries: dict[str, Entry] = {}
-    unpack = struct.Struct("<4s4x2H4x3I3H8xI").unpack_from
-    at, end = 0, len(directory)
-    seen = 0
-    while at + _CENTRAL.size <= end:
-        magic, flags, method, crc, packed, nbytes, name_length, extra_length, comment_length, header = unpack(
-            directory, at
-        )
+def _names(path: Path, directory: bytes, count: int) -> dict[str, int]:
+    names: dict[str, int] = {}
+    unpack, fixed, end = _CENTRAL_LENGTHS.unpack_from, _CENTRAL.size, len(directory)
+    at = seen = 0
+    while at + fixed <= end:
+        magic, name_length, extra_length, comment_length = unpack(directory, at)
         if magic != b"PK\x01\x02":
             break
-        start = at + _CENTRAL.size
-        stop = start + name_length
+        stop = at + fixed + name_length
+        # All ASCII in files of torch.save but for the top directory, which torch writes as it is.
+        names[directory[at + fixed : stop].decode("utf-8", "replace")] = at
         at = stop + extra_length + comment_length
-        # Names are ASCII in all files of torch.save, but for the top directory, which torch writes as it is.
-        name = directory[start:stop].decode("utf-8", "replace")
-        if _NO_32 in (packed, nbytes, header):
-            nbytes, packed, header = _wide(path, name, directory[stop : stop + extra_length], [nbytes, packed, header])
-        entries[name] = Entry(name, flags, method, crc, packed, nbytes, header)
         seen += 1
     if at != end or seen != count:
         raise _damaged(path, f"the directory of the zip archive is damaged (record {seen + 1} of {count})")
-    return entries
+    return names
 
 
 def _wide(path: Path, name: str, extra: bytes, values: list[int]) -> list[int]:
