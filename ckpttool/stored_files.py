@@ -7,7 +7,7 @@ weights, the average is found beside them; given the average itself, there is no
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from ckpttool.selection import weights_file
 from ckpttool.stored_average import StoredAverage, applied, covering
 from ckpttool.stored_layouts import LISTS, recognise
 from ckpttool.tensors import Checkpoint
+from ckpttool.trees import module_tensors
 
 __all__ = ["averages_beside", "find_stored_average", "folder_average", "trained_beside"]
 
@@ -104,7 +105,13 @@ def find_stored_average(
     pair = folder_average(path) if path.is_dir() else None
     if pair is not None:
         return _from_files(pair[0], pair[1], "folders of their own (diffusers)", section)
-    checkpoint = _open(weights_file(path), section)
+    try:
+        checkpoint = _open(weights_file(path), section)
+    except UnsupportedError:
+        pickled = _pickled(weights_file(path)) if section is None else None
+        if pickled is None:
+            raise
+        return pickled
     beside = averages_beside(path)
     chosen = [item for item in beside if slot == item[0].name]
     if not chosen:
@@ -151,6 +158,40 @@ def _attempts(path: Path) -> Iterator[Checkpoint]:
     for key in [key for name, _ in LISTS for key in (name, f"ema.{name}")]:
         with suppress(CkpttoolError):
             yield open_checkpoint(path, section=key)
+
+
+def _pickled(path: Path) -> StoredAverage | None:
+    """Modules that were pickled whole, as YOLOv5 and Ultralytics do: their tensors need none of their code."""
+    from ckpttool.formats.torch_file import read_graph
+    from ckpttool.formats.torch_tensors import TensorReader
+
+    graph, storages, provenance = read_graph(path)
+    if not isinstance(graph, Mapping):
+        return None
+    reader = TensorReader(storages)
+    average = module_tensors(graph.get("ema"), reader.read)
+    model = module_tensors(graph.get("model"), reader.read)
+    if average:
+        where, why = "ema", "ema is a pickled module, read without its code"
+        trained = model if set(model) == set(average) else {}
+    elif model and "ema" in graph:
+        where, trained = "model", {}
+        why = "ema is None and model a pickled module: strip_optimizer has put the average there"
+    else:
+        return None
+    tensors = average or model
+    checkpoint = Checkpoint(path, "torch", tensors, section=where, provenance=provenance, files=(path,))
+    notes = ("only the tensors can be written, under the names of its state_dict: the module's code is not here",)
+    return applied(
+        checkpoint,
+        tensors,
+        framework="YOLOv5, Ultralytics",
+        where=where,
+        why=why,
+        trained=trained,
+        renamed=True,
+        notes=notes,
+    )
 
 
 def _itself(checkpoint: Checkpoint, path: Path, trained: Path, framework: str) -> StoredAverage:

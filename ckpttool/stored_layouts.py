@@ -151,7 +151,7 @@ def recognise(
         MismatchError: An average was found, and it does not answer to the weights.
     """
     seen = _Seen(checkpoint, tree_of(checkpoint), checkpoint.weights, names_from, values)
-    for rule in (_mmengine, _lightning, _composer, _nequip, _stored_map):
+    for rule in (_mmengine, _lightning, _composer, _nequip, _own, _stored_map):
         found = rule(seen)
         if found is not None:
             return found
@@ -298,6 +298,17 @@ def _nequip(seen: _Seen) -> StoredAverage | None:
 
 
 # --- Sets of their own -----------------------------------------------------------------------------------------
+
+
+def _own(seen: _Seen) -> StoredAverage | None:
+    """What `ckpttool.training.MovingAverage` stores, under any key."""
+    for path, node in walk(seen.tree):
+        if isinstance(node, Mapping) and node.get("format") == "ckpttool.MovingAverage" and "shadow" in node:
+            decay, step = node.get("decay"), node.get("step")
+            why = f"{dotted(path)} says that it is a ckpttool.MovingAverage (decay {decay}, step {step})"
+            place = dotted((*path, "shadow"))
+            return _covered(seen, tensors_below(node["shadow"]), "ckpttool.training", place, why, drop=(path,))
+    return None
 
 
 def _stored_map(seen: _Seen) -> StoredAverage | None:

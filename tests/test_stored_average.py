@@ -680,3 +680,49 @@ def test_the_average_is_written_in_the_weights_own_type_unless_asked(tmp_path: P
 def test_the_optimizer_of_the_trained_weights_is_never_kept(timm: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="belongs to the trained weights"):
         make_stored_plan(find_stored_average(timm), str(tmp_path / "out.pt"), keep_state=True)
+
+
+# --- Pickled modules, and what ckpttool.training stores ----------------------------------------------------------
+
+
+class Net(torch.nn.Module):
+    """A module that is pickled whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 2, 3)
+        self.bn = torch.nn.BatchNorm2d(2)
+        self.blocks = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1, bias=False))
+        self.register_buffer("table", torch.arange(3.0), persistent=False)
+
+
+def test_pickled_modules_are_read_without_their_code(tmp_path: Path) -> None:
+    module = Net().half()
+    training = {"model": None, "ema": module, "updates": 100, "optimizer": OPTIMIZER, "train_args": {}, "epoch": 3}
+    stripped = {"model": module, "ema": None, "updates": None, "optimizer": None, "epoch": -1}
+    wanted = module.state_dict()
+    for name, tree in (("training.pt", training), ("stripped.pt", stripped)):
+        path = save(tmp_path / name, tree)
+        found = find_stored_average(path)
+        assert found.in_place
+        got = apply(path, tmp_path / f"out-{name}")
+        assert list(got) == list(wanted)
+        assert all(torch.equal(got[key], value) for key, value in wanted.items())
+
+
+def test_the_training_module_stores_what_is_found(tmp_path: Path) -> None:
+    from ckpttool.training import MovingAverage
+
+    model = Net()
+    average = MovingAverage(model, decay=0.9)
+    for step in range(1, 4):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        average.update(step)
+    tree = {"model": model.state_dict(), "my_average": average.state_dict(), "step": 3}
+    got = apply(save(tmp_path / "c.pt", tree), tmp_path / "out.pt")
+    assert set(got) == {"model", "step"}
+    with average.shadow_weights():
+        wanted = {name: value.clone() for name, value in model.state_dict().items()}
+    assert all(torch.equal(got["model"][name], value) for name, value in wanted.items())
