@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ckpttool import __version__
@@ -14,9 +15,26 @@ from ckpttool.plan import Plan
 if TYPE_CHECKING:
     from ckpttool.engine import Result
 
-__all__ = ["SCHEMA_VERSION", "document", "facts", "print_plan", "print_result", "print_start"]
+__all__ = ["SCHEMA_VERSION", "Details", "document", "facts", "print_plan", "print_result", "print_start"]
 
 SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Details:
+    """What a command has to say about a plan beyond what every plan says.
+
+    Attributes:
+        columns: Further columns of the table of members: a title, and a cell for each member in the plan's order.
+        rows: Further rows of the plan's own table: what, and its value.
+        document: Further entries of the JSON document.
+        start: The sentence at the start of the work; None: how many checkpoints are averaged.
+    """
+
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    rows: Sequence[tuple[str, str]] = ()
+    document: Mapping[str, Any] = field(default_factory=dict)
+    start: str | None = None
 
 
 def facts(plan: Plan) -> dict[str, int]:
@@ -33,7 +51,9 @@ def facts(plan: Plan) -> dict[str, int]:
     }
 
 
-def document(plan: Plan, command: str, *, result: Result | None, peak_memory: int) -> dict[str, Any]:
+def document(
+    plan: Plan, command: str, *, result: Result | None, peak_memory: int, details: Details | None = None
+) -> dict[str, Any]:
     """The plan, and the result where there is one, as JSON-able values."""
     return {
         "schema": SCHEMA_VERSION,
@@ -53,6 +73,7 @@ def document(plan: Plan, command: str, *, result: Result | None, peak_memory: in
         "output": {"path": str(plan.output), "format": plan.format},
         **facts(plan),
         "peak_memory": peak_memory,
+        **(details.document if details else {}),
         "notes": list(plan.notes),
         "warnings": list(plan.warnings),
         "result": None
@@ -66,15 +87,18 @@ def document(plan: Plan, command: str, *, result: Result | None, peak_memory: in
     }
 
 
-def print_plan(plan: Plan, out: Output, *, peak_memory: int) -> None:
+def print_plan(plan: Plan, out: Output, *, peak_memory: int, details: Details | None = None) -> None:
     """The whole plan on stdout: members, what was skipped, what is written."""
-    out.table(["step", "checkpoint", "bytes", "coefficient"], _member_rows(plan))
+    columns = details.columns if details else {}
+    cells = zip(*columns.values(), strict=True) if columns else [()] * len(plan.members)
+    rows = [[*row, *more] for row, more in zip(_member_rows(plan), cells, strict=True)]
+    out.table(["step", "checkpoint", "bytes", "coefficient", *columns], rows)
     if plan.skipped:
         out.answer("")
         out.table(["skipped", "because"], [[skipped.path.name, skipped.reason] for skipped in plan.skipped])
     count = facts(plan)
     out.answer("")
-    rows = [
+    table = [
         ["output", str(plan.output)],
         ["format", plan.format],
         [
@@ -85,16 +109,18 @@ def print_plan(plan: Plan, out: Output, *, peak_memory: int) -> None:
         ["reads", format_bytes(count["bytes_to_read"])],
         ["writes", format_bytes(count["bytes_to_write"])],
         ["peak memory", f"about {format_bytes(peak_memory)}"],
+        *([what, value] for what, value in (details.rows if details else ())),
     ]
-    out.table(["plan", ""], rows)
+    out.table(["plan", ""], table)
     print_notes(plan.notes, plan.warnings, out)
 
 
-def print_start(plan: Plan, out: Output) -> None:
+def print_start(plan: Plan, out: Output, details: Details | None = None) -> None:
     """What is about to be done, on stderr."""
     steps = [member.step for member in plan.members]
     known = f" (steps {_steps(steps)})" if all(step is not None for step in steps) else ""
-    out.say(f"Averaging {format_count(len(plan.members), 'checkpoint')}{known}, {format_bytes(plan.bytes_to_read)}.")
+    averaging = f"Averaging {format_count(len(plan.members), 'checkpoint')}{known}, {format_bytes(plan.bytes_to_read)}."
+    out.say(details.start if details is not None and details.start is not None else averaging)
     for row in _member_rows(plan):
         out.detail("  ".join(row))
     for skipped in plan.skipped:
