@@ -80,7 +80,8 @@ class Computed:
         unit: What an update is: a step of training, or a checkpoint.
         coefficients: One for each checkpoint, oldest first.
         profile: The moving average over the steps; None for unit "checkpoints".
-        statistics: What the coefficients amount to; ages in steps, or in checkpoints where no step is known.
+        statistics: What the coefficients amount to.
+        ages: What its ages count: checkpoints where no step is known.
         warnings: What a user must know before relying on it.
     """
 
@@ -89,6 +90,7 @@ class Computed:
     coefficients: tuple[float, ...]
     profile: Profile | None
     statistics: Statistics
+    ages: Unit
     warnings: tuple[str, ...]
 
 
@@ -120,7 +122,10 @@ def compute(
         coefficients = wanted.per_checkpoint(count)
     times = steps if steps is not None else range(1, count + 1)
     found = statistics(times, coefficients, profile)
-    return Computed(wanted, unit, coefficients, profile, found, _warnings(wanted, found, coefficients, times, profile))
+    warnings = _warnings(wanted, found, coefficients, times, profile)
+    return Computed(
+        wanted, unit, coefficients, profile, found, "steps" if steps is not None else "checkpoints", warnings
+    )
 
 
 def _warnings(

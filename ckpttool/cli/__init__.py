@@ -62,8 +62,10 @@ def group() -> None:
 def _add_commands() -> None:
     # Modules of commands import click and nothing heavy at their top.
     from ckpttool.cli.average import average
+    from ckpttool.cli.ema_apply import ema_apply
 
     group.add_command(average)
+    group.add_command(ema_apply)
 
 
 _add_commands()

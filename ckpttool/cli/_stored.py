@@ -40,7 +40,7 @@ def apply_stored(
     if output is None:
         raise UsageError(
             f"{path}: found {_said(found)}, and there is no output to write it to",
-            hint=f"For example: -o {path.stem}-ema{''.join(path.suffixes[-1:]) or '.safetensors'}; "
+            hint=f"For example: -o {path.name.split('.')[0]}-ema.safetensors; "
             "--list says what was found, and what its numbers say.",
         )
     plan = make_stored_plan(
@@ -55,7 +55,7 @@ def apply_stored(
     details = Details(
         rows=[("average", _said(found)), ("because", found.why), ("covers", _covers(found))],
         document={"stored_average": _document(found)},
-        start=f"{verb} {_said(found)}, {format_bytes(plan.bytes_to_read)}. {_sentence(found.why)}",
+        start=f"{verb} {_said(found)}, {format_bytes(plan.bytes_to_read)}: {found.why}.",
     )
     run_plans([plan], "ema-apply", run, out, [details])
 
@@ -109,10 +109,6 @@ def _rows(path: Path, found: StoredAverage, judged: Judged) -> list[list[str]]:
 def _said(found: StoredAverage) -> str:
     inside = "" if found.source is found.checkpoint else f", a file beside {found.checkpoint.path.name}"
     return f"the {found.kind} at {found.where}{inside} ({found.framework})"
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _covers(found: StoredAverage) -> str:
