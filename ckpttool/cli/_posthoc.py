@@ -82,13 +82,16 @@ def apply_posthoc(
         results = [_fitted(stored, one) for one in wanted]
         outputs = output_names(checkpoints, output, wanted)
     snapshots = [_open(path, int(one.step), selection.section) for path, one in zip(paths, stored, strict=True)]
-    newest = max(snapshots, key=lambda snapshot: snapshot.step or 0)
     notes = [f"{path.name} is {_said(one)}" for path, one in zip(paths[:4], stored[:4], strict=True)]
-    plans = [
-        make_plan(
-            snapshots,
+    plans = []
+    for result, name in zip(results, outputs, strict=True):
+        # Those without a share are no members: the container and the integers are those of the newest that has one.
+        shared = [(one, c) for one, c in zip(snapshots, result.coefficients, strict=True) if c]
+        newest = max((one for one, _ in shared), key=lambda snapshot: snapshot.step or 0)
+        plan = make_plan(
+            [one for one, _ in shared],
             name,
-            coefficients=result.coefficients,
+            coefficients=[c for _, c in shared],
             operation="ema-apply",
             drop=newest.drop,
             keep_container=not newest.renamed,
@@ -97,8 +100,7 @@ def apply_posthoc(
             details={"length": result.text},
             **plan_keywords(policy, run),
         )
-        for result, name in zip(results, outputs, strict=True)
-    ]
+        plans.append(plan)
     run_plans(plans, "ema-apply", run, out, [result.details for result in results])
 
 
