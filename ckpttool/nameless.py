@@ -221,7 +221,7 @@ def _sample(spec: TensorSpec, values: Values) -> Any:
 
 
 def _read(spec: TensorSpec) -> Any:
-    from ckpttool.engine import read_values
+    from ckpttool.storage_io import read_values
 
     return read_values(spec)
 

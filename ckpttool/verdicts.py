@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ckpttool.engine import read_values
 from ckpttool.matching import first_names
+from ckpttool.storage_io import read_values
 from ckpttool.stored_average import StoredAverage
 from ckpttool.tensors import TensorSpec
 
