@@ -66,7 +66,7 @@ def folder_average(directory: Path) -> tuple[Path, Path] | None:
     pairs: list[tuple[Path, Path]] = []
     for inner in sorted(directory.iterdir()):
         belongs = trained_beside(inner) if inner.is_dir() else None
-        if belongs is not None and belongs[0].is_dir():
+        if belongs is not None and _has_weights(inner) and _has_weights(belongs[0]):
             pairs.append((belongs[0], inner))
     if len(pairs) > 1:
         raise UsageError(
@@ -75,6 +75,14 @@ def folder_average(directory: Path) -> tuple[Path, Path] | None:
             hint=f"Name one: {pairs[0][0]}.",
         )
     return pairs[0] if pairs else None
+
+
+def _has_weights(directory: Path) -> bool:
+    """Whether a folder holds files of weights itself (a model's folder, and not a run's)."""
+    return directory.is_dir() and any(
+        item.is_file() and item.name.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
+        for item in directory.iterdir()
+    )
 
 
 def find_stored_average(
@@ -104,7 +112,7 @@ def find_stored_average(
     names = None if names_from is None else open_checkpoint(weights_file(Path(names_from)))
     pair = folder_average(path) if path.is_dir() else None
     if pair is not None:
-        return _from_files(pair[0], pair[1], "folders of their own (diffusers)", section)
+        return _from_files(pair[0], pair[1], "folders of their own (diffusers)", section, values)
     try:
         checkpoint = _open(weights_file(path), section)
     except UnsupportedError:
@@ -128,7 +136,7 @@ def find_stored_average(
             hint=f"Name the one you want itself, or say --slot {beside[0][0].name}.",
         )
     for other, framework in chosen or beside:
-        return _from_files(path, other, framework, section)
+        return _from_files(path, other, framework, section, values)
     raise NotFoundError(
         f"{path}: no moving average in it or beside it{_holds(checkpoint)}",
         path=path,
@@ -205,11 +213,13 @@ def _itself(checkpoint: Checkpoint, path: Path, trained: Path, framework: str) -
     )
 
 
-def _from_files(path: Path, other: Path, framework: str, section: str | None) -> StoredAverage:
+def _from_files(path: Path, other: Path, framework: str, section: str | None, values: Values | None) -> StoredAverage:
     """An average in a file or folder of its own."""
     weights = open_checkpoint(weights_file(path), section=section)
-    average = open_checkpoint(weights_file(other), section=section)
-    stored = recognise(average)
+    average = _open(weights_file(other), section)
+    stored = recognise(average, names_from=weights, values=values)
+    if stored is not None and stored.source is average and stored.checkpoint is weights:
+        return stored  # a list without names, or names without their dots
     if stored is not None and stored.renamed:
         average = replace(average, weights=stored.weights())
     names = fit(average.weights, weights.weights)

@@ -12,7 +12,7 @@ import torch
 from ckpttool.engine import execute, read_values
 from ckpttool.errors import MismatchError, NotFoundError, UnsupportedError, UsageError
 from ckpttool.stored_average import StoredAverage
-from ckpttool.stored_files import find_stored_average
+from ckpttool.stored_files import find_stored_average, folder_average
 from ckpttool.stored_plan import make_stored_plan
 
 State = dict[str, torch.Tensor]
@@ -726,3 +726,25 @@ def test_the_training_module_stores_what_is_found(tmp_path: Path) -> None:
     with average.shadow_weights():
         wanted = {name: value.clone() for name, value in model.state_dict().items()}
     assert all(torch.equal(got["model"][name], value) for name, value in wanted.items())
+
+
+def test_a_list_in_a_file_beside_takes_the_names_of_the_weights(tmp_path: Path) -> None:
+    """SimpleTuner's: safetensors keeps no order, so that only values tell."""
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(1)
+    model = {f"block{i}.weight": torch.randn(4, 4, generator=generator) for i in range(9)}
+    listed = [value + 0.02 * torch.randn(4, 4, generator=generator) for value in model.values()]
+    save_file(model, tmp_path / "model.safetensors")
+    save_file({f"shadow_params.{i}": value for i, value in enumerate(listed)}, tmp_path / "ema_model.safetensors")
+    found = find_stored_average(tmp_path / "model.safetensors")
+    got = values(found)
+    for name, value in zip(model, listed, strict=True):
+        np.testing.assert_array_equal(got[name], value.numpy())
+    assert any("times nearer" in note for note in found.notes)
+
+
+def test_runs_beside_each_other_are_no_average_of_each_other(tmp_path: Path) -> None:
+    for run in ("exp1", "exp1_ema"):
+        (tmp_path / run / "checkpoint-100").mkdir(parents=True)
+    assert folder_average(tmp_path) is None
