@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from ckpttool import __version__
 from ckpttool.errors import OutputExistsError, UsageError, WriteError
-from ckpttool.formats import Format, format_for_output, get_format
+from ckpttool.formats import Format, format_for_output
 from ckpttool.matching import KeyPolicy, Matched, first_names, match, spoken, ties
 from ckpttool.tensors import DTYPES, Artifact, Checkpoint, OutputFile, OutputTensor, Skipped, TensorId, TensorSpec
 
@@ -211,7 +211,7 @@ def make_plan(
     tied = _kept_ties(matched)
     weights = [1.0] * len(members) if coefficients is None else [member.coefficient for member in members]
     tensors = tuple(
-        _plan_tensor(name, matched, weights, checkpoints, tied, dtype, integers)
+        _plan_tensor(name, matched, weights, checkpoints, tied, dtype, integers, keeps_order=place.template is not None)
         for name in matched.names
         if name not in tied
     )
@@ -267,7 +267,7 @@ def find_place(
     if keep_state and template is None:
         raise UsageError(
             f"--keep-state needs an output of the newest checkpoint's own format, and {path.name} is not",
-            hint=f"End the output's name in {newest.path.suffix or get_format(newest.format).SUFFIXES[0]}.",
+            hint=f"Name an output of the format {newest.format}, or leave --keep-state out.",
         )
     _check_output(path, members, force=force)
     return Place(path, writer, template)
@@ -352,10 +352,12 @@ def _plan_tensor(
     tied: Mapping[TensorId, TensorId],
     dtype: OutputDType,
     integers: IntegerPolicy,
+    *,
+    keeps_order: bool,
 ) -> PlannedTensor:
     spec = matched.found[-1][name]
     averaged = spec.dtype.is_averaged and name not in matched.alone
-    output = output_tensor(spec, dtype)
+    output = output_tensor(spec, dtype, keeps_order=keeps_order)
     if name in matched.alone:
         last = Term(len(weights) - 1, 1.0, spec)
         return PlannedTensor(name, "newest", output, (last,))
@@ -375,10 +377,11 @@ def _plan_tensor(
     return PlannedTensor(name, action, output, terms, len(terms) - 1, must_equal)
 
 
-def output_tensor(like: TensorSpec, dtype: OutputDType) -> OutputTensor:
+def output_tensor(like: TensorSpec, dtype: OutputDType, *, keeps_order: bool = True) -> OutputTensor:
     """A tensor as it is written in the place of `like`: with its order of dimensions, and its dtype unless asked."""
     out_dtype = DTYPES[dtype] if dtype != "same" and like.dtype.kind == "float" else like.dtype
-    return OutputTensor(out_dtype, like.shape, like.strides if like.is_dense else None)
+    # A format holds the orders of dimensions that its own files have; another may know C order alone.
+    return OutputTensor(out_dtype, like.shape, like.strides if like.is_dense and keeps_order else None)
 
 
 def _output_path(output: str | Path, newest: Checkpoint) -> Path:

@@ -173,12 +173,12 @@ def _pickled(path: Path) -> StoredAverage | None:
     from ckpttool.formats.torch_file import read_graph
     from ckpttool.formats.torch_tensors import TensorReader
 
-    graph, storages, provenance = read_graph(path)
-    if not isinstance(graph, Mapping):
-        return None
-    reader = TensorReader(storages)
-    average = module_tensors(graph.get("ema"), reader.read)
-    model = module_tensors(graph.get("model"), reader.read)
+    with read_graph(path) as (graph, storages, provenance):
+        if not isinstance(graph, Mapping):
+            return None
+        reader = TensorReader(storages)
+        average = module_tensors(graph.get("ema"), reader.read)
+        model = module_tensors(graph.get("model"), reader.read)
     if average:
         where, why = "ema", "ema is a pickled module, read without its code"
         trained = model if set(model) == set(average) else {}

@@ -50,7 +50,11 @@ def make_stored_plan(
     place = find_place(output, members, keep_state=False, force=force, keep_container=not found.renamed)
     weights = {("", name): spec for name, spec in found.weights().items()}
     tied = ties(weights)
-    tensors = tuple(_planned(name, found, len(members) - 1, dtype) for name in weights if name not in tied)
+    tensors = tuple(
+        _planned(name, found, len(members) - 1, dtype, keeps_order=place.template is not None)
+        for name in weights
+        if name not in tied
+    )
     plan = assemble(
         place,
         members,
@@ -74,12 +78,16 @@ def make_stored_plan(
     return _with_notes(plan, found, dtype)
 
 
-def _planned(name: TensorId, found: StoredAverage, newest: int, dtype: OutputDType) -> PlannedTensor:
+def _planned(
+    name: TensorId, found: StoredAverage, newest: int, dtype: OutputDType, *, keeps_order: bool
+) -> PlannedTensor:
     spec = found.averaged.get(name[1])
     if spec is None:
         kept = found.kept[name[1]]
-        return PlannedTensor(name, "newest", output_tensor(kept, "same"), (Term(newest, 1.0, kept),))
-    output = output_tensor(found.trained.get(name[1], spec), dtype)
+        return PlannedTensor(
+            name, "newest", output_tensor(kept, "same", keeps_order=keeps_order), (Term(newest, 1.0, kept),)
+        )
+    output = output_tensor(found.trained.get(name[1], spec), dtype, keeps_order=keeps_order)
     return PlannedTensor(name, "average", output, (Term(0, 1.0, spec),))
 
 

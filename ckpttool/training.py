@@ -43,8 +43,8 @@ FORMAT = "ckpttool.MovingAverage"
 
 _VERSION = 1
 
-_CONVERTED_AT_ONCE = 256 * 2**20
-"""Bytes of weights that are held a second time, in the shadow's type or on its device, during an update."""
+_CONVERTED_AT_ONCE = 8 * 2**20
+"""Bytes of weights held a second time during an update, in the shadow's type or on its device: what a cache holds."""
 
 
 class MovingAverage:

@@ -24,10 +24,9 @@ def tree_of(checkpoint: Checkpoint) -> Mapping[Any, Any]:
     """The tree of a checkpoint's container; for formats without one, the flat mapping of its tensors."""
     if checkpoint.format != "torch" or checkpoint.container is None:
         return dict(checkpoint.weights)
-    from ckpttool.formats.torch_tensors import TensorReader
     from ckpttool.formats.torch_tree import plain_tree
 
-    tree = plain_tree(checkpoint.container.graph, TensorReader(checkpoint.container.storages), [])
+    tree = plain_tree(checkpoint.container.graph, checkpoint.container.reader, [])
     if isinstance(tree, list):
         return dict(enumerate(tree))
     return tree if isinstance(tree, Mapping) else {}

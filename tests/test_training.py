@@ -20,6 +20,15 @@ from ckpttool.profiles import WarmupDecay
 from ckpttool.training import MovingAverage
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors this small are slowed down by threads, most of all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Net(torch.nn.Module):
     """Linear layers, BatchNorm (float and integer buffers), tied embeddings, and a frozen parameter."""
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ckpttool import __version__
 from ckpttool.cli._output import Output, format_bytes, format_count
+from ckpttool.cli._show import shown_columns
 from ckpttool.matching import first_names, spoken
 from ckpttool.plan import Plan
+from ckpttool.tensors import Skipped
 
 if TYPE_CHECKING:
     from ckpttool.engine import Result
@@ -52,9 +55,15 @@ def facts(plan: Plan) -> dict[str, int]:
 
 
 def document(
-    plan: Plan, command: str, *, result: Result | None, peak_memory: int, details: Details | None = None
+    plan: Plan,
+    command: str,
+    *,
+    result: Result | None,
+    peak_memory: int,
+    details: Details | None = None,
+    show: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The plan, and the result where there is one, as JSON-able values."""
+    """The plan, the result where there is one, and the tensors that shall be shown, as JSON-able values."""
     return {
         "schema": SCHEMA_VERSION,
         "ckpttool": __version__,
@@ -84,6 +93,7 @@ def document(
             "bytes_written": result.bytes_written,
             "differing": [spoken(name) for name in result.differing],
         },
+        "shown": {name: shown_columns(name, plan) for name in show},
     }
 
 
@@ -91,14 +101,14 @@ def print_plan(plan: Plan, out: Output, *, peak_memory: int, details: Details | 
     """The whole plan on stdout: members, what was skipped, what is written."""
     columns = details.columns if details else {}
     cells = zip(*columns.values(), strict=True) if columns else [()] * len(plan.members)
-    rows = [[*row, *more] for row, more in zip(_member_rows(plan), cells, strict=True)]
-    out.table(["step", "checkpoint", "bytes", "coefficient", *columns], rows)
+    members = [[*row, *more] for row, more in zip(_member_rows(plan, out.size), cells, strict=True)]
+    out.table(["step", "checkpoint", "bytes", "coefficient", *columns], members)
     if plan.skipped:
-        out.answer("")
-        out.table(["skipped", "because"], [[skipped.path.name, skipped.reason] for skipped in plan.skipped])
+        out.gap()
+        out.table(["skipped", "because"], _skipped_rows(plan.skipped, grouped=out.is_terminal))
     count = facts(plan)
-    out.answer("")
-    table = [
+    out.gap()
+    rows = [
         ["output", str(plan.output)],
         ["format", plan.format],
         [
@@ -111,7 +121,9 @@ def print_plan(plan: Plan, out: Output, *, peak_memory: int, details: Details | 
         ["peak memory", f"about {format_bytes(peak_memory)}"],
         *([what, value] for what, value in (details.rows if details else ())),
     ]
-    out.table(["plan", ""], table)
+    out.table(["plan", ""], rows)
+    if out.is_terminal:
+        out.gap()
     print_notes(plan.notes, plan.warnings, out)
 
 
@@ -121,7 +133,7 @@ def print_start(plan: Plan, out: Output, details: Details | None = None) -> None
     known = f" (steps {_steps(steps)})" if all(step is not None for step in steps) else ""
     averaging = f"Averaging {format_count(len(plan.members), 'checkpoint')}{known}, {format_bytes(plan.bytes_to_read)}."
     out.say(details.start if details is not None and details.start is not None else averaging)
-    for row in _member_rows(plan):
+    for row in _member_rows(plan, format_bytes):
         out.detail("  ".join(row))
     for skipped in plan.skipped:
         out.detail(f"Skipped {skipped.path.name}: {skipped.reason}")
@@ -149,16 +161,27 @@ def print_result(result: Result, out: Output) -> None:
     out.answer(str(result.output))
 
 
-def _member_rows(plan: Plan) -> list[list[str]]:
+def _member_rows(plan: Plan, size: Callable[[int], str]) -> list[list[str]]:
     return [
         [
             "" if member.step is None else str(member.step),
             str(member.checkpoint.path),
-            str(_member_bytes(plan, index)),
+            size(_member_bytes(plan, index)),
             f"{member.coefficient:.6g}",
         ]
         for index, member in enumerate(plan.members)
     ]
+
+
+def _skipped_rows(skipped: Sequence[Skipped], *, grouped: bool) -> list[list[str]]:
+    """One row an entry; for people, neighbours that were left out for one reason share a row."""
+    rows = []
+    for reason, group in itertools.groupby(skipped, key=lambda each: each.reason):
+        names = [each.path.name for each in group]
+        if grouped and len(names) > 2:
+            names = [f"{names[0]} ... {names[-1]} ({len(names)})"]
+        rows += [[name, reason] for name in names]
+    return rows
 
 
 def _member_bytes(plan: Plan, index: int) -> int:

@@ -43,12 +43,12 @@ class TorchContainer:
 
     Attributes:
         graph: The object, inert.
-        storages: Where its storages are.
+        reader: Tells its tensors, and where their bytes are.
         located: What is where in it.
     """
 
     graph: Any
-    storages: Storages
+    reader: TensorReader
     located: Located
 
 
@@ -94,16 +94,18 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
         UnsupportedError: TorchScript, the format of torch 0.1, a pickle that torch did not write, or weights that
             cannot be averaged (quantized, sparse, nested, on the meta device).
     """
-    return _checkpoint(path, section, *read_graph(path))
+    with read_graph(path) as (graph, storages, provenance):
+        return _checkpoint(path, section, graph, storages, provenance)
 
 
-def read_graph(path: Path) -> tuple[Any, Storages, Mapping[str, Any] | None]:
+@contextmanager
+def read_graph(path: Path) -> Iterator[tuple[Any, Storages, Mapping[str, Any] | None]]:
     """The object that a torch file holds, inert; where its storages are; and what an earlier run wrote into it.
 
     For what is no tree of tensors: a pickled module, which `read` has to refuse.
 
     Args:
-        path: The file.
+        path: The file, which stays open inside the ``with``: looking a storage up is cheap there.
 
     Raises:
         UnreadableError: As `read`.
@@ -118,8 +120,8 @@ def read_graph(path: Path) -> tuple[Any, Storages, Mapping[str, Any] | None]:
             hint="Load it with an old torch (weights_only=False) and save it again, if you trust the file.",
         )
     if head[:2] != b"PK":
-        graph, storages = read_legacy(path)
-        return graph, storages, None
+        yield (*read_legacy(path), None)
+        return
     archive = open_archive(path)
     with archive.opened():
         top = _top(archive)
@@ -138,7 +140,7 @@ def read_graph(path: Path) -> tuple[Any, Storages, Mapping[str, Any] | None]:
         storages = Storages(
             path, lambda ref: archive.extent(f"{top}/data/{ref.key}"), big_endian=_is_big_endian(archive, top)
         )
-        return graph, storages, _provenance(archive, top)
+        yield graph, storages, _provenance(archive, top)
 
 
 def _opened(path: Path) -> Any:
@@ -183,7 +185,8 @@ def _checkpoint(
     path: Path, section: str | None, graph: Any, storages: Storages, provenance: Mapping[str, Any] | None
 ) -> Checkpoint:
     refused: list[tuple[KeyPath, Refused]] = []
-    tree = plain_tree(graph, TensorReader(storages), refused)
+    reader = TensorReader(storages)
+    tree = plain_tree(graph, reader, refused)
     if isinstance(tree, list):
         tree = dict(enumerate(tree))
     if not isinstance(tree, dict):
@@ -220,7 +223,7 @@ def _checkpoint(
         files=(path,),
         state=tuple(dotted(part.path) for part in located.state),
         notes=located.notes,
-        container=TorchContainer(graph, storages, located),
+        container=TorchContainer(graph, reader, located),
     )
 
 
@@ -265,4 +268,4 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
             path=template.path,
             tensor=homeless[0],
         )
-    return (lay_out_graph(container.graph, artifact, located, container.storages, records, homes),)
+    return (lay_out_graph(container.graph, artifact, located, container.reader, records, homes),)
