@@ -128,8 +128,8 @@ def _document(found: StoredAverage) -> dict[str, Any]:
         "applied_already": found.in_place,
         "covers": len(found.averaged),
         "uncovered": list(found.uncovered),
-        "list_notes": list(found.notes),
-        "list_warnings": list(found.warnings),
+        "notes": list(found.notes),
+        "warnings": list(found.warnings),
     }
 
 
