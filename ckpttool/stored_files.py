@@ -177,8 +177,8 @@ def _pickled(path: Path) -> StoredAverage | None:
         if not isinstance(graph, Mapping):
             return None
         reader = TensorReader(storages)
-        average = module_tensors(graph.get("ema"), reader.read)
-        model = module_tensors(graph.get("model"), reader.read)
+        average = module_tensors(graph.get("ema"), reader.read, str(path))
+        model = module_tensors(graph.get("model"), reader.read, str(path))
     if average:
         where, why = "ema", "ema is a pickled module, read without its code"
         trained = model if set(model) == set(average) else {}

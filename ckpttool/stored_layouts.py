@@ -215,7 +215,7 @@ def _lightning(seen: _Seen) -> StoredAverage | None:
     raw = seen.tree.get("current_model_state")
     if not isinstance(raw, Mapping) or "averaging_state" not in seen.tree:
         return None
-    specs = tensors_below(raw)
+    specs = tensors_below(raw, seen.path)
     return applied(
         seen.checkpoint,
         seen.weights,
@@ -239,7 +239,7 @@ def _composer(seen: _Seen) -> StoredAverage | None:
         place = f"state.algorithms.{index}"
         named: dict[str, TensorSpec] = {}
         for part in ("named_parameters_dict", "named_buffers_dict"):
-            named.update(tensors_below(at(state, ("ema_model", part)) or {}))
+            named.update(tensors_below(at(state, ("ema_model", part)) or {}, seen.path))
         if state.get("ema_weights_active") is True:
             names = fit(named, seen.weights)
             return applied(
@@ -307,7 +307,9 @@ def _own(seen: _Seen) -> StoredAverage | None:
             decay, step = node.get("decay"), node.get("step")
             why = f"{dotted(path)} says that it is a ckpttool.MovingAverage (decay {decay}, step {step})"
             place = dotted((*path, "shadow"))
-            return _covered(seen, tensors_below(node["shadow"]), "ckpttool.training", place, why, drop=(path,))
+            return _covered(
+                seen, tensors_below(node["shadow"], seen.path), "ckpttool.training", place, why, drop=(path,)
+            )
     return None
 
 
@@ -315,7 +317,7 @@ def _stored_map(seen: _Seen) -> StoredAverage | None:
     """The one layout that writes down which name is which (fme)."""
     for path, node in walk(seen.tree):
         if isinstance(node, Mapping) and {"ema_params", "module_name_to_ema_name"} <= set(node):
-            average = tensors_below(node["ema_params"])
+            average = tensors_below(node["ema_params"], seen.path)
             written = node["module_name_to_ema_name"]
             if not isinstance(written, Mapping):
                 continue
@@ -390,7 +392,9 @@ def _slot(seen: _Seen, path: KeyPath, framework: str, kind: str, drop: tuple[Key
     node = at(seen.tree, path)
     if not isinstance(node, Mapping):
         return None
-    average = {name: spec for name, spec in tensors_below(node).items() if not name.startswith("online_model.")}
+    average = {
+        name: spec for name, spec in tensors_below(node, seen.path).items() if not name.startswith("online_model.")
+    }
     if fit(average, seen.weights) is None:
         return None
     others = ", ".join(str(key) for key in seen.tree if key in {"state_dict", "model", "params", "student", "encoder"})

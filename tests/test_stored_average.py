@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ckpttool.engine import execute, read_values
-from ckpttool.errors import MismatchError, NotFoundError, UnsupportedError, UsageError
+from ckpttool.errors import MismatchError, NotFoundError, UnreadableError, UnsupportedError, UsageError
 from ckpttool.stored_average import StoredAverage
 from ckpttool.stored_files import find_stored_average, folder_average
 from ckpttool.stored_plan import make_stored_plan
@@ -748,3 +748,37 @@ def test_runs_beside_each_other_are_no_average_of_each_other(tmp_path: Path) -> 
     for run in ("exp1", "exp1_ema"):
         (tmp_path / run / "checkpoint-100").mkdir(parents=True)
     assert folder_average(tmp_path) is None
+
+
+# --- Hostile files ----------------------------------------------------------------------------------------------
+
+
+def test_a_module_that_holds_itself_is_refused_in_time(tmp_path: Path) -> None:
+    module = torch.nn.Module()
+    module._modules["a"] = module
+    module._modules["b"] = module
+    with pytest.raises(UnreadableError, match="nest without end"):
+        find_stored_average(save(tmp_path / "c.pt", {"ema": module, "model": None}))
+
+
+def test_containers_that_unfold_without_end_are_refused_in_time(tmp_path: Path) -> None:
+    node: Any = {"x": torch.zeros(2)}
+    for _ in range(28):
+        node = {"a": node, "b": node}
+    with pytest.raises((UnreadableError, NotFoundError)):
+        find_stored_average(save(tmp_path / "c.pt", {"model": RAW, "ema": node}))
+
+
+@pytest.mark.parametrize(
+    "ema",
+    [7, "ema", [], {}, {"module": 3}, {"shadow_params": "none"}, {"shadow_params": []}, {"params": None}, [1, 2, 3]],
+)
+def test_what_is_only_called_an_average_is_none(ema: Any, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        find_stored_average(save(tmp_path / "c.pt", {"model": RAW, "ema": ema}))
+
+
+def test_an_integer_in_the_place_of_an_average_is_refused(tmp_path: Path) -> None:
+    tree = {"model": RAW, "ema": {**AVERAGE, "head.weight": torch.zeros(7, 5, dtype=torch.int64)}}
+    with pytest.raises(MismatchError, match=r"head\.weight is float32, and its average int64"):
+        find_stored_average(save(tmp_path / "c.pt", tree))
