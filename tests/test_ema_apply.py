@@ -223,6 +223,22 @@ def test_weights_that_are_an_average_already_are_said_to_be(tmp_path: Path, run:
     assert set(torch.load(tmp_path / "out.pth")) == {"state_dict", "meta"}
 
 
+def test_the_computed_average_of_a_real_run_is_near_the_true_one(tmp_path: Path, run: Run) -> None:
+    """The digits run kept the average of each of its steps; here it is computed from twelve checkpoints."""
+    digits = Path(__file__).parent.parent / "examples" / "digits" / "run"
+    got = {}
+    for name, arguments in {
+        "true": ["ema-apply", digits / "checkpoint-2000.pt"],
+        "computed": ["ema-apply", digits, "--last", "12"],
+        "newest": ["average", digits, "--last", "1"],
+    }.items():
+        assert run(*arguments, "-o", tmp_path / f"{name}.safetensors").exit_code == 0
+        tensors = load_file(tmp_path / f"{name}.safetensors")
+        got[name] = torch.cat([value.double().flatten() for value in tensors.values() if value.is_floating_point()])
+    left = torch.dist(got["computed"], got["true"]) / torch.dist(got["newest"], got["true"])
+    assert left < 0.2
+
+
 # --- A stored average -------------------------------------------------------------------------------------------
 
 
