@@ -18,7 +18,8 @@ from ckpttool.profiles import ConstantDecay, PowerFunction, Profile, WarmupDecay
 
 __all__ = ["StoredProfile", "parse_profile", "profiles_of", "snapshot_number"]
 
-_EDM2 = re.compile(r".*-(?P<time>\d+)-(?P<std>\d+\.\d+)\.[A-Za-z]+")
+# Exactly as EDM2 writes them: names such as model-100-0.53.ckpt have a metric there.
+_EDM2 = re.compile(r".*-(?P<time>\d{7,})-(?P<std>0\.\d{3})\.[A-Za-z]+")
 _EMA_PYTORCH = re.compile(r"(?P<index>\d+)\.(?P<time>\d+)\.pt")
 
 _KINDS: Mapping[str, Callable[[float], Profile]] = {

@@ -457,6 +457,16 @@ def test_ema_pytorchs_profiles_depend_on_how_often_it_updated(tmp_path: Path, ru
     assert set(got) == {"weight"}
 
 
+def test_a_metric_in_a_name_makes_no_snapshot_of_it(tmp_path: Path, run: Run) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    for step in (100, 200, 300):
+        torch.save({"state_dict": state(step), "global_step": step}, directory / f"model-{step}-0.15.ckpt")
+    document = plan_of(run("ema-apply", *directory.iterdir(), "-o", tmp_path / "x.ckpt", "-n", "--json"))
+    assert document["length"]["kind"] == "decay"
+    assert "profile_error" not in document
+
+
 def test_amplified_noise_is_a_warning(tmp_path: Path, run: Run) -> None:
     _, snapshots = moving_averages([power(3), power(1)], 100, 1600)
     for step, pair in snapshots.items():
