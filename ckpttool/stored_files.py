@@ -19,7 +19,8 @@ from ckpttool.name_maps import fit
 from ckpttool.nameless import Values
 from ckpttool.selection import weights_file
 from ckpttool.stored_average import StoredAverage, applied, covering
-from ckpttool.stored_layouts import LISTS, recognise
+from ckpttool.stored_layouts import recognise
+from ckpttool.stored_lists import LISTS
 from ckpttool.tensors import Checkpoint
 from ckpttool.trees import module_tensors
 
