@@ -47,7 +47,7 @@ COMPONENTS: tuple[tuple[str, str], ...] = (
 
 
 def averaged_model(seen: Seen) -> StoredAverage | None:
-    """torch's AveragedModel, plain, compiled or parallel: nothing but the average, and its count."""
+    """An AveragedModel of torch, plain, compiled or parallel: nothing but the average, and its count."""
     if "n_averaged" not in seen.weights:
         return None
     inside = {name: spec for name, spec in seen.weights.items() if name != "n_averaged"}
