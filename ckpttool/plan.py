@@ -9,17 +9,29 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ckpttool import __version__
 from ckpttool.errors import OutputExistsError, UsageError, WriteError
-from ckpttool.formats import format_for_output, get_format
+from ckpttool.formats import Format, format_for_output, get_format
 from ckpttool.matching import KeyPolicy, Matched, first_names, match, spoken, ties
 from ckpttool.tensors import DTYPES, Artifact, Checkpoint, OutputFile, OutputTensor, Skipped, TensorId, TensorSpec
 
-__all__ = ["Action", "Entry", "Member", "Plan", "PlannedTensor", "Term", "make_plan"]
+__all__ = [
+    "Action",
+    "Entry",
+    "Member",
+    "Place",
+    "Plan",
+    "PlannedTensor",
+    "Term",
+    "assemble",
+    "find_place",
+    "make_plan",
+    "output_tensor",
+]
 
 Action = Literal["average", "newest", "equal"]
 """What becomes of a tensor.
@@ -146,10 +158,13 @@ def make_plan(
     keys: KeyPolicy = "strict",
     integers: IntegerPolicy = "newest",
     keep_state: bool = False,
+    keep_container: bool = True,
     force: bool = False,
     allow_nonfinite: bool = False,
+    drop: Sequence[tuple[str | int, ...]] = (),
     skipped: Sequence[Skipped] = (),
     notes: Sequence[str] = (),
+    warnings: Sequence[str] = (),
     details: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Plan a weighted sum of checkpoints. No weight is read, and nothing is written.
@@ -166,10 +181,13 @@ def make_plan(
         integers: Integer and bool tensors are never averaged. "newest": take the newest member's, report differences.
             "error": a difference is an error.
         keep_state: Keep the newest member's training state (optimizer, scaler, scheduler).
+        keep_container: Keep what else the newest member's file holds, where the output is of its format.
         force: Replace an existing output.
         allow_nonfinite: Let NaN and infinity pass.
+        drop: Key paths of the newest member's container that are left out.
         skipped: What the selection left out, to be reported with the plan.
         notes: What the selection wants to be known.
+        warnings: What the selection or the coefficients want to be known by all means.
         details: More facts for the provenance, JSON-able.
 
     Raises:
@@ -184,18 +202,10 @@ def make_plan(
     if len(shares) != len(entries):
         raise UsageError(f"{len(shares)} weights were given for {len(entries)} checkpoints")
     members = _in_canonical_order([Member(e.checkpoint, c, e.step) for e, c in zip(entries, shares, strict=True)])
+    place = find_place(output, members, keep_state=keep_state, keep_container=keep_container, force=force)
     newest = members[-1].checkpoint
-    path = _output_path(Path(output), newest)
-    writer = format_for_output(path, newest)
-    template = newest if newest.format == writer.NAME else None
-    if keep_state and template is None:
-        raise UsageError(
-            f"--keep-state needs an output of the newest checkpoint's own format, and {path.name} is not",
-            hint=f"End the output's name in {newest.path.suffix or get_format(newest.format).SUFFIXES[0]}.",
-        )
-    _check_output(path, members, force=force)
 
-    holds_copies = template is not None and bool(newest.copies)
+    holds_copies = place.template is not None and bool(newest.copies)
     checkpoints = [member.checkpoint for member in members]
     matched = match(checkpoints, len(members) - 1, keys, with_copies=holds_copies)
     tied = _kept_ties(matched)
@@ -205,32 +215,119 @@ def make_plan(
         for name in matched.names
         if name not in tied
     )
-    outputs = {tensor.id: tensor.output for tensor in tensors}
-    artifact = Artifact(
-        tensors={name: outputs[tied.get(name, name)] for name in matched.names},
-        ties=tied,
-        template=template,
+    plan = assemble(
+        place,
+        members,
+        tensors,
+        matched.names,
+        tied,
+        divisor=float(len(members)) if coefficients is None else 1.0,
+        drop=drop,
         keep_state=keep_state,
         provenance=_provenance(members, operation, dtype, keys, details),
-        stem=_stem(path),
-    )
-    files = writer.lay_out(artifact)
-    plan = Plan(
-        members=tuple(members),
-        newest=len(members) - 1,
-        divisor=float(len(members)) if coefficients is None else 1.0,
-        tensors=tensors,
-        output=path,
-        format=writer.NAME,
-        artifact=artifact,
-        files=files,
-        skipped=tuple(skipped),
-        notes=(*notes, *matched.notes, *_notes(checkpoints, matched, artifact, dtype, holds_copies=holds_copies)),
-        warnings=_warnings(matched),
         force=force,
         allow_nonfinite=allow_nonfinite,
     )
-    _check_room(path, plan.bytes_to_write)
+    told = _notes(checkpoints, matched, plan.artifact, dtype, holds_copies=holds_copies)
+    return replace(
+        plan, skipped=tuple(skipped), notes=(*notes, *matched.notes, *told), warnings=(*warnings, *_warnings(matched))
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an output goes, who writes it, and whose container it keeps."""
+
+    path: Path
+    writer: Format
+    template: Checkpoint | None
+
+
+def find_place(
+    output: str | Path, members: Sequence[Member], *, keep_state: bool, force: bool, keep_container: bool = True
+) -> Place:
+    """Where the output goes: its suffix chooses the format, and the last member's container is kept where it can be.
+
+    Args:
+        output: As the user named it.
+        members: The last one's container is kept.
+        keep_state: Whether the training state shall be kept as well.
+        force: Whether an existing output may be replaced.
+        keep_container: False for names that the container does not have: the output is a plain file of the weights.
+
+    Raises:
+        UsageError: Nothing can write such a file, or not with the training state.
+        OutputExistsError: It exists (without `force`) or is an input.
+        WriteError: Its directory cannot be written.
+    """
+    newest = members[-1].checkpoint
+    path = _output_path(Path(output), newest)
+    writer = format_for_output(path, newest)
+    template = newest if newest.format == writer.NAME and keep_container else None
+    if keep_state and template is None:
+        raise UsageError(
+            f"--keep-state needs an output of the newest checkpoint's own format, and {path.name} is not",
+            hint=f"End the output's name in {newest.path.suffix or get_format(newest.format).SUFFIXES[0]}.",
+        )
+    _check_output(path, members, force=force)
+    return Place(path, writer, template)
+
+
+def assemble(
+    place: Place,
+    members: Sequence[Member],
+    tensors: Sequence[PlannedTensor],
+    names: Sequence[TensorId],
+    tied: Mapping[TensorId, TensorId],
+    *,
+    divisor: float = 1.0,
+    drop: Sequence[tuple[str | int, ...]] = (),
+    keep_state: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+    force: bool = False,
+    allow_nonfinite: bool = False,
+) -> Plan:
+    """Lay out what has been decided.
+
+    Args:
+        place: Where it goes.
+        members: Whose tensors the terms are; the last is the newest.
+        tensors: What is computed; of tied tensors only the first.
+        names: Every name of the output, in output order.
+        tied: Of tied names, each but the first, mapped to the first.
+        divisor: See `Plan`.
+        drop: Key paths of the template's container that are left out.
+        keep_state: Keep the template's training state.
+        provenance: What the output is made of.
+        force: See `Plan`.
+        allow_nonfinite: See `Plan`.
+
+    Raises:
+        WriteError: The disk has no room.
+    """
+    outputs = {tensor.id: tensor.output for tensor in tensors}
+    artifact = Artifact(
+        tensors={name: outputs[tied.get(name, name)] for name in names},
+        ties=tied,
+        template=place.template,
+        drop=tuple(drop) if place.template is not None else (),
+        keep_state=keep_state,
+        provenance=provenance or {},
+        stem=_stem(place.path),
+    )
+    plan = Plan(
+        members=tuple(members),
+        newest=len(members) - 1,
+        divisor=divisor,
+        tensors=tuple(tensors),
+        output=place.path,
+        format=place.writer.NAME,
+        artifact=artifact,
+        files=place.writer.lay_out(artifact),
+        force=force,
+        allow_nonfinite=allow_nonfinite,
+    )
+    _check_room(place.path, plan.bytes_to_write)
     return plan
 
 
@@ -257,10 +354,8 @@ def _plan_tensor(
     integers: IntegerPolicy,
 ) -> PlannedTensor:
     spec = matched.found[-1][name]
-    strides = spec.strides if spec.is_dense else None
     averaged = spec.dtype.is_averaged and name not in matched.alone
-    out_dtype = DTYPES[dtype] if dtype != "same" and spec.dtype.kind == "float" else spec.dtype
-    output = OutputTensor(out_dtype, spec.shape, strides)
+    output = output_tensor(spec, dtype)
     if name in matched.alone:
         last = Term(len(weights) - 1, 1.0, spec)
         return PlannedTensor(name, "newest", output, (last,))
@@ -278,6 +373,12 @@ def _plan_tensor(
     )
     action: Action = "average" if averaged else "equal" if integers == "error" else "newest"
     return PlannedTensor(name, action, output, terms, len(terms) - 1, must_equal)
+
+
+def output_tensor(like: TensorSpec, dtype: OutputDType) -> OutputTensor:
+    """A tensor as it is written in the place of `like`: with its order of dimensions, and its dtype unless asked."""
+    out_dtype = DTYPES[dtype] if dtype != "same" and like.dtype.kind == "float" else like.dtype
+    return OutputTensor(out_dtype, like.shape, like.strides if like.is_dense else None)
 
 
 def _output_path(output: Path, newest: Checkpoint) -> Path:
