@@ -261,7 +261,7 @@ def find_place(
         WriteError: Its directory cannot be written.
     """
     newest = members[-1].checkpoint
-    path = _output_path(Path(output), newest)
+    path = _output_path(output, newest)
     writer = format_for_output(path, newest)
     template = newest if newest.format == writer.NAME and keep_container else None
     if keep_state and template is None:
@@ -381,10 +381,11 @@ def output_tensor(like: TensorSpec, dtype: OutputDType) -> OutputTensor:
     return OutputTensor(out_dtype, like.shape, like.strides if like.is_dense else None)
 
 
-def _output_path(output: Path, newest: Checkpoint) -> Path:
-    if output.is_dir() or str(output).endswith(("/", "\\")):
-        return output / newest.path.name
-    return output
+def _output_path(output: str | Path, newest: Checkpoint) -> Path:
+    path = Path(output)
+    if path.is_dir() or str(output).endswith(("/", os.sep)):  # a Path does not keep the separator at its end
+        return path / newest.path.name
+    return path
 
 
 def _stem(path: Path) -> str:

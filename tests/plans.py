@@ -39,7 +39,9 @@ def build_plan(
     for name, spec in specs[-1].items():
         averaged = spec.dtype.is_averaged
         strides = (output_strides or {}).get(name)
-        outputs["", name] = out = OutputTensor(DTYPES[dtype] if dtype and averaged else spec.dtype, spec.shape, strides)
+        outputs["", name] = out = OutputTensor(
+            DTYPES[dtype] if dtype and spec.dtype.kind == "float" else spec.dtype, spec.shape, strides
+        )
         if spec in first_of:
             ties["", name] = first_of[spec]
             continue

@@ -79,7 +79,7 @@ def test_the_inner_product_is_the_integral(times, gammas):
     ids=str,
 )
 def test_profile_errors_of_stored_pairs(pair, n, errors):
-    """To the digits shown, for plain least squares. Dividing by the sum afterwards costs more than the side condition."""
+    """To the digits shown, for plain least squares; dividing by the sum afterwards is worse than the side condition."""
     stored = snapshots(n, *pair)
     points = [(one.step, one.profile.gamma) for one in stored]
     gram = np.array([[inner_product(a, b) for b in points] for a in points])

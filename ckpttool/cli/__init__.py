@@ -92,7 +92,7 @@ def _run(args: Sequence[str] | None) -> int:
     except CkpttoolError as error:
         if os.environ.get("CKPTTOOL_DEBUG"):
             raise
-        _show(error)
+        _print_error(error)
         return error.exit_code
     finally:
         if previous is not None:
@@ -100,7 +100,7 @@ def _run(args: Sequence[str] | None) -> int:
     return outcome if isinstance(outcome, int) else 0
 
 
-def _show(error: CkpttoolError) -> None:
+def _print_error(error: CkpttoolError) -> None:
     click.echo(f"Error: {error.message}", err=True)
     if error.hint:
         click.echo(f"Hint: {error.hint}", err=True)

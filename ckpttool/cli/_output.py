@@ -106,6 +106,15 @@ class Output:
             table.add_row(*(_plain(cell) for cell in row))
         self._console(err=err).print(table)
 
+    def gap(self) -> None:
+        """An empty line between two tables on stdout; on a terminal they bring their own."""
+        if not sys.stdout.isatty():
+            click.echo()
+
+    def size(self, nbytes: int) -> str:
+        """A size for a table on stdout: as people read it on a terminal, as a number of bytes for programs."""
+        return format_bytes(nbytes) if sys.stdout.isatty() else str(nbytes)
+
     @contextmanager
     def progress(self, total_bytes: int) -> Iterator[Callable[[int], None]]:
         """A progress bar with bytes, rate and time left on a terminal; nothing anywhere else.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckpttool import __version__
 from ckpttool.cli._output import Output, format_bytes, format_count
+from ckpttool.cli._show import shown_columns
 from ckpttool.matching import first_names, spoken
 from ckpttool.plan import Plan
 
@@ -33,8 +34,10 @@ def facts(plan: Plan) -> dict[str, int]:
     }
 
 
-def document(plan: Plan, command: str, *, result: Result | None, peak_memory: int) -> dict[str, Any]:
-    """The plan, and the result where there is one, as JSON-able values."""
+def document(
+    plan: Plan, command: str, *, result: Result | None, peak_memory: int, show: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The plan, the result where there is one, and the tensors that shall be shown, as JSON-able values."""
     return {
         "schema": SCHEMA_VERSION,
         "ckpttool": __version__,
@@ -63,17 +66,18 @@ def document(plan: Plan, command: str, *, result: Result | None, peak_memory: in
             "bytes_written": result.bytes_written,
             "differing": [spoken(name) for name in result.differing],
         },
+        "shown": {name: shown_columns(name, plan) for name in show},
     }
 
 
 def print_plan(plan: Plan, out: Output, *, peak_memory: int) -> None:
     """The whole plan on stdout: members, what was skipped, what is written."""
-    out.table(["step", "checkpoint", "bytes", "coefficient"], _member_rows(plan))
+    out.table(["step", "checkpoint", "bytes", "coefficient"], _member_rows(plan, out.size))
     if plan.skipped:
-        out.answer("")
+        out.gap()
         out.table(["skipped", "because"], [[skipped.path.name, skipped.reason] for skipped in plan.skipped])
     count = facts(plan)
-    out.answer("")
+    out.gap()
     rows = [
         ["output", str(plan.output)],
         ["format", plan.format],
@@ -95,7 +99,7 @@ def print_start(plan: Plan, out: Output) -> None:
     steps = [member.step for member in plan.members]
     known = f" (steps {_steps(steps)})" if all(step is not None for step in steps) else ""
     out.say(f"Averaging {format_count(len(plan.members), 'checkpoint')}{known}, {format_bytes(plan.bytes_to_read)}.")
-    for row in _member_rows(plan):
+    for row in _member_rows(plan, format_bytes):
         out.detail("  ".join(row))
     for skipped in plan.skipped:
         out.detail(f"Skipped {skipped.path.name}: {skipped.reason}")
@@ -123,12 +127,12 @@ def print_result(result: Result, out: Output) -> None:
     out.answer(str(result.output))
 
 
-def _member_rows(plan: Plan) -> list[list[str]]:
+def _member_rows(plan: Plan, size: Callable[[int], str]) -> list[list[str]]:
     return [
         [
             "" if member.step is None else str(member.step),
             str(member.checkpoint.path),
-            str(_member_bytes(plan, index)),
+            size(_member_bytes(plan, index)),
             f"{member.coefficient:.6g}",
         ]
         for index, member in enumerate(plan.members)

@@ -13,7 +13,7 @@ from ckpttool.tensors import TensorSpec
 if TYPE_CHECKING:
     from ckpttool.plan import Plan
 
-__all__ = ["MAX_ELEMENTS", "check_shown", "print_shown", "shown"]
+__all__ = ["MAX_ELEMENTS", "check_shown", "print_shown", "shown_columns"]
 
 MAX_ELEMENTS = 256
 """Larger tensors are not for reading."""
@@ -38,24 +38,26 @@ def check_shown(names: Sequence[str], plan: Plan, *, dry_run: bool) -> None:
             raise UsageError(f"--show: {name} has {numel:,} elements", hint=f"Up to {MAX_ELEMENTS} can be shown.")
 
 
-def shown(name: str, plan: Plan) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows: the index of each element, its value in each member, and in the output."""
+def shown_columns(name: str, plan: Plan) -> dict[str, dict[str, str]]:
+    """A tensor's elements by their index, in each member and in the output, spelled as they are printed."""
     from ckpttool.formats import open_checkpoint
 
     output = open_checkpoint(plan.output).tensors()
     source = plan.artifact.ties.get(("", name), ("", name))
     tensor = next(tensor for tensor in plan.tensors if tensor.id == source)
-    specs = [term.tensor for term in tensor.terms]
-    labels = [plan.members[term.member].checkpoint.path.name for term in tensor.terms]
-    columns = [_values(spec) for spec in [*specs, output["", name]]]
-    rows = [[index, *(column[index] for column in columns)] for index in columns[0]]
-    return [name, *labels, "output"], rows
+    paths = [plan.members[term.member].checkpoint.path for term in tensor.terms]
+    distinct = len({path.name for path in paths}) == len(paths)
+    labels = [path.name if distinct else str(path) for path in paths]
+    columns = {label: _values(term.tensor) for label, term in zip(labels, tensor.terms, strict=True)}
+    return {**columns, "output": _values(output["", name])}
 
 
 def print_shown(names: Sequence[str], plan: Plan, out: Output) -> None:
-    """Print each tensor as a table on stdout."""
+    """Print each tensor as a table on stdout, one row an element."""
     for name in names:
-        out.table(*shown(name, plan))
+        columns = shown_columns(name, plan)
+        rows = [[index, *(column[index] for column in columns.values())] for index in columns["output"]]
+        out.table([name, *columns], rows)
 
 
 def _values(spec: TensorSpec) -> dict[str, str]:
@@ -68,4 +70,5 @@ def _values(spec: TensorSpec) -> dict[str, str]:
 
 
 def _spelled(value: Any) -> str:
-    return f"{value:.9g}" if isinstance(value, float) else str(value)
+    """The shortest decimal that is this value in its own dtype, as numpy prints it; whole numbers without a point."""
+    return str(value).removesuffix(".0")

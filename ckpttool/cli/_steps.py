@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ckpttool.cli import _report
 from ckpttool.cli._options import PolicyOptions, RunOptions, SelectionOptions
 from ckpttool.cli._output import Output
+from ckpttool.cli._show import print_shown
 from ckpttool.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -117,11 +118,11 @@ def plan_keywords(policy: PolicyOptions, run: RunOptions) -> dict[str, Any]:
     }
 
 
-def run_plans(plans: Sequence[Plan], command: str, run: RunOptions, out: Output) -> None:
-    """Print the plans (--dry-run), or execute them together and say what became of them."""
+def run_plans(plans: Sequence[Plan], command: str, run: RunOptions, out: Output, *, show: Sequence[str] = ()) -> None:
+    """Print the plans (--dry-run), or execute them together and say what became of them and of the tensors to show."""
     from ckpttool.engine import execute_together, expected_memory
 
-    memory = expected_memory(run.jobs, outputs=len(plans))
+    memory = expected_memory(run.jobs)
     if run.dry_run:
         documents = [_report.document(plan, command, result=None, peak_memory=memory) for plan in plans]
         if run.as_json:
@@ -134,11 +135,12 @@ def run_plans(plans: Sequence[Plan], command: str, run: RunOptions, out: Output)
     with out.progress(plans[0].bytes_to_read) as on_progress:
         results = execute_together(plans, jobs=run.jobs, on_progress=on_progress)
     documents = [
-        _report.document(plan, command, result=result, peak_memory=memory)
+        _report.document(plan, command, result=result, peak_memory=memory, show=show)
         for plan, result in zip(plans, results, strict=True)
     ]
     if run.as_json:
         out.json(documents[0] if len(plans) == 1 else {"schema": _report.SCHEMA_VERSION, "outputs": documents})
         return
-    for result in results:
+    for plan, result in zip(plans, results, strict=True):
+        print_shown(show, plan, out)
         _report.print_result(result, out)

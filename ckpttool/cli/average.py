@@ -53,7 +53,7 @@ def average(
       ckpttool average runs/a --best 5 --metric valid_loss -o best.safetensors
       ckpttool average a.pt b.pt c.pt --weights 0.2,0.3,0.5 -o mix.pt
     """
-    from ckpttool.cli._show import check_shown, print_shown
+    from ckpttool.cli._show import check_shown
     from ckpttool.cli._steps import default_output, plan_keywords, run_plans, select
     from ckpttool.coefficients import explicit
     from ckpttool.plan import make_plan
@@ -69,8 +69,7 @@ def average(
         **plan_keywords(policy, run),
     )
     check_shown(show, plan, dry_run=run.dry_run)
-    run_plans([plan], "average", run, out)
-    print_shown(show, plan, out)
+    run_plans([plan], "average", run, out, show=show)
 
 
 def _numbers(text: str) -> list[float]:

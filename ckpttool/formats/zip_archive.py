@@ -65,7 +65,7 @@ class Archive:
     Attributes:
         path: The file.
         size: Its size in bytes.
-        names: The records' names, in the file's order. Of records of one name the last counts, as for torch.load.
+        names: The records' names, in the file's order.
     """
 
     path: Path
@@ -260,7 +260,11 @@ def _names(path: Path, directory: bytes, count: int) -> dict[str, int]:
             break
         stop = at + fixed + name_length
         # All ASCII in files of torch.save but for the top directory, which torch writes as it is.
-        names[directory[at + fixed : stop].decode("utf-8", "replace")] = at
+        name = directory[at + fixed : stop].decode("utf-8", "replace")
+        if name in names:
+            # torch.load finds either one, depending on how many records there are beside them.
+            raise _damaged(path, f"there are two records named {name}")
+        names[name] = at
         at = stop + extra_length + comment_length
         seen += 1
     if at != end or seen != count:

@@ -1,0 +1,69 @@
+# `make` shows what there is. Everything is made inside the repository: environments in .venv*, results in build/.
+#
+#   make test PYTHON=python3.12            another Python
+#   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"   another PyTorch
+#   make test ARGS="-k digits -x"          some of the tests
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+DIGITS := examples/digits
+USER_ENV := .venv
+DEV_ENV := .venv-dev
+SMOKE := build/smoke
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint wheel-smoke bench figures clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(USER_ENV)/made  ## Average the last 5 checkpoints of a real small run, and see what it brought
+	@mkdir -p build
+	$(USER_ENV)/bin/ckpttool average $(DIGITS)/run --last 5 -o build/averaged.safetensors --force
+	$(USER_ENV)/bin/python $(DIGITS)/evaluate.py $(DIGITS)/run/checkpoint-2000.pt build/averaged.safetensors
+
+test: $(DEV_ENV)/made  ## Run the whole test suite
+	$(DEV_ENV)/bin/python -m pytest $(ARGS)
+
+lint: $(DEV_ENV)/made  ## Check style, format and types
+	$(DEV_ENV)/bin/ruff check .
+	$(DEV_ENV)/bin/ruff format --check .
+	$(DEV_ENV)/bin/mypy
+
+wheel-smoke: $(DEV_ENV)/made  ## Build the wheel, and use it in an environment with nothing else
+	rm -rf dist $(SMOKE)
+	$(DEV_ENV)/bin/python -m build --outdir dist
+	$(PYTHON) -m venv $(SMOKE)/env
+	$(SMOKE)/env/bin/python -m pip install --quiet dist/*.whl
+	mkdir $(SMOKE)/empty
+	cd $(SMOKE)/empty && ../env/bin/ckpttool --version
+	cd $(SMOKE)/empty && ../env/bin/ckpttool --help
+	cd $(SMOKE)/empty && ../env/bin/ckpttool average $(abspath $(DIGITS)/run) --last 5 -o averaged.safetensors
+
+bench: $(DEV_ENV)/made  ## Measure speed and memory (makes its data in benchmarks/data)
+	set -e; for script in benchmarks/*.py; do $(DEV_ENV)/bin/python $$script; done
+
+figures: $(DEV_ENV)/made  ## Make the pictures of the documentation again
+	set -e; for script in docs/make_*.py; do $(DEV_ENV)/bin/python $$script; done
+
+clean:  ## Remove everything that make has made
+	rm -rf $(USER_ENV) $(DEV_ENV) build dist
+
+# An environment is made anew when pyproject.toml has changed. Its last step leaves the stamp, so half an environment
+# never counts. The package is installed as a link to the sources: a change in them needs no new environment.
+
+$(USER_ENV)/made: pyproject.toml
+	$(PYTHON) -m venv --clear $(USER_ENV)
+	$(USER_ENV)/bin/python -m pip install --quiet --editable .
+	touch $@
+
+# Dependency groups (PEP 735) need pip 25.1, and Python 3.11 brings 23.2. PyTorch comes in a step of its own, so that
+# an --index-url in TORCH concerns PyTorch alone.
+$(DEV_ENV)/made: pyproject.toml
+	$(PYTHON) -m venv --clear $(DEV_ENV)
+	$(DEV_ENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(DEV_ENV)/bin/python -m pip install --quiet $(TORCH)
+	$(DEV_ENV)/bin/python -m pip install --quiet --editable '.[plot,tensorflow]' --group dev
+	touch $@

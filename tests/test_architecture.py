@@ -1,0 +1,167 @@
+"""The house stays in order: what may import what, what a --help loads, what is shipped."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import ckpttool
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "ckpttool"
+
+FLOORS = ("cli", "api", "engine", "plan", "discovery", "selection", "formats", "tensors", "errors")
+"""From the top of the house down. A module that is not named here belongs to the floors that use it."""
+
+PURE = ("coefficients", "profiles", "posthoc", "schedules", "errors", "tensors")
+"""Mathematics and words: no file, no format, nothing that does things."""
+
+HEAVY = ("numpy", "torch", "ml_dtypes", "safetensors", "matplotlib")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def executed_nodes(node: ast.AST, *, in_functions: bool) -> Iterator[ast.AST]:
+    """What runs: everything but ``if TYPE_CHECKING``, and but the bodies of functions unless they are asked for."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) and not in_functions:
+            continue
+        yield child
+        yield from executed_nodes(child, in_functions=in_functions)
+
+
+@cache
+def imports(module: str, *, in_functions: bool = True) -> frozenset[str]:
+    """Full names of the modules that a module of the package imports."""
+    names = set()
+    for node in executed_nodes(ast.parse(MODULES[module].read_text(encoding="utf-8")), in_functions=in_functions):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are written in full"
+            assert node.module is not None
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            names.update(name if name in MODULES else node.module for name in full)
+    return frozenset(names)
+
+
+def reached_from(module: str) -> set[str]:
+    """The modules of the package that a module imports, directly or through others."""
+    reached: set[str] = set()
+    ahead = [module]
+    while ahead:
+        new = {name for name in imports(ahead.pop()) if name in MODULES and name != "ckpttool"} - reached
+        reached |= new
+        ahead += sorted(new)
+    return reached
+
+
+def room(module: str) -> str:
+    """``cli`` for ``ckpttool.cli.average``."""
+    return (module + ".").split(".")[1]
+
+
+def importers(library: str, *, in_functions: bool) -> set[str]:
+    return {
+        room(module)
+        for module in MODULES
+        if any(name.split(".")[0] == library for name in imports(module, in_functions=in_functions))
+    }
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_nothing_imports_what_stands_above_it(module: str) -> None:
+    if room(module) in FLOORS:
+        above = set(FLOORS[: FLOORS.index(room(module))])
+        assert {room(name) for name in reached_from(module)} & above == set()
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_no_module_imports_itself_through_others(module: str) -> None:
+    assert module not in reached_from(module)
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if room(name) in PURE))
+def test_pure_modules_know_only_each_other(module: str) -> None:
+    assert {room(name) for name in reached_from(module)} <= set(PURE)
+
+
+def test_only_the_entry_point_imports_the_command_line() -> None:
+    users = {room(module) for module in MODULES if any(room(name) == "cli" for name in imports(module) & set(MODULES))}
+    assert users <= {"cli", "__main__"}
+
+
+@pytest.mark.parametrize("library", ["click", "rich"])
+def test_only_the_command_line_knows_the_terminal_libraries(library: str) -> None:
+    assert importers(library, in_functions=True) == {"cli"}
+
+
+def test_only_training_is_built_on_torch() -> None:
+    assert importers("torch", in_functions=False) <= {"training"}
+
+
+def run_python(code: str) -> str:
+    # With -c, modules are looked for in the working directory first: this is the package of the checkout.
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_importing_the_package_costs_nothing() -> None:
+    loaded = set(run_python("import ckpttool, sys; print(*sys.modules)").split())
+    assert loaded & {*HEAVY, "click", "rich", "yaml", "plotille"} == set()
+    assert {name for name in loaded if name.startswith("ckpttool")} == {"ckpttool"}
+
+
+def test_every_public_name_is_there() -> None:
+    run_python("import ckpttool; assert all(getattr(ckpttool, name) is not None for name in ckpttool.__all__)")
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """For the group and for every command."""
+    code = """
+import contextlib, io, sys
+from ckpttool.cli import group, main
+for command in ([], *([name] for name in group.commands)):
+    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
+        main([*command, "--help"])
+    assert "Usage: ckpttool" in shown.getvalue()
+print(*sys.modules)
+"""
+    assert set(run_python(code).split()) & set(HEAVY) == set()
+
+
+def test_the_version_stands_in_one_place_and_in_the_changelog() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'dynamic = ["version"]' in pyproject
+    assert re.search(r"^version\s*=", pyproject, re.MULTILINE) is None
+    released = re.findall(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert released[0] == ckpttool.__version__
+
+
+def test_types_are_shipped() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_no_big_file_is_tracked() -> None:
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [ROOT / name for name in listed.split("\0") if name]
+    assert [file.name for file in files if file.is_file() and file.stat().st_size > 1_000_000] == []
