@@ -446,13 +446,13 @@ def _check_output(path: Path, members: Sequence[Member], *, force: bool, is_dire
                 path=path,
                 hint="-o writes somewhere else.",
             )
-        if is_directory and not force:
+        if is_directory and not force and any(path.iterdir()):
             raise OutputExistsError(
                 f"{path}: exists already",
                 path=path,
                 hint=f"--force replaces an earlier output; -o {path}{os.sep} writes into the directory.",
             )
-        if not force:
+        if not is_directory and not force:
             raise OutputExistsError(
                 f"{path}: exists already", path=path, hint="--force replaces it; -o writes somewhere else."
             )

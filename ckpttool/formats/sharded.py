@@ -163,7 +163,11 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
         values={**whole.values, **values},
         metadata=parts[0].checkpoint.metadata,
         provenance=whole.provenance,
-        files=(*whole.files, *(path / each.path(each.index) for each in families if each.index)),
+        files=(
+            *whole.files,
+            *(path / each.path(each.index) for each in families if each.index),
+            *(each.path for each in companions),
+        ),
         state=state,
         notes=tuple(dict.fromkeys(notes)),
         container=Directory(tuple(parts), tuple(companions), tuple(families)),
