@@ -265,7 +265,7 @@ def _explain_aliases(directory: Path, found: Classified, entries: list[Entry]) -
         # The newest first: that is what most aliases are.
         twin = next((entry for entry in stepped or reversed(copies) if _same_samples(path, entry.path)), None)
         if twin is not None:
-            skipped.append(Skipped(path, f"a copy of {twin.name} (same size, same bytes wherever compared)"))
+            skipped.append(Skipped(path, f"a copy of {twin.name} (same size, same samples)"))
             continue
         skipped.append(Skipped(path, reason if step is None else f"{reason} (step {step})"))
     return skipped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from ckpttool.cli._output import Output, format_bytes, format_count
 from ckpttool.cli._show import shown_columns
 from ckpttool.matching import first_names, spoken
 from ckpttool.plan import Plan
+from ckpttool.tensors import Skipped
 
 if TYPE_CHECKING:
     from ckpttool.engine import Result
@@ -75,7 +77,7 @@ def print_plan(plan: Plan, out: Output, *, peak_memory: int) -> None:
     out.table(["step", "checkpoint", "bytes", "coefficient"], _member_rows(plan, out.size))
     if plan.skipped:
         out.gap()
-        out.table(["skipped", "because"], [[skipped.path.name, skipped.reason] for skipped in plan.skipped])
+        out.table(["skipped", "because"], _skipped_rows(plan.skipped, grouped=out.is_terminal))
     count = facts(plan)
     out.gap()
     rows = [
@@ -91,6 +93,8 @@ def print_plan(plan: Plan, out: Output, *, peak_memory: int) -> None:
         ["peak memory", f"about {format_bytes(peak_memory)}"],
     ]
     out.table(["plan", ""], rows)
+    if out.is_terminal:
+        out.gap()
     print_notes(plan.notes, plan.warnings, out)
 
 
@@ -137,6 +141,17 @@ def _member_rows(plan: Plan, size: Callable[[int], str]) -> list[list[str]]:
         ]
         for index, member in enumerate(plan.members)
     ]
+
+
+def _skipped_rows(skipped: Sequence[Skipped], *, grouped: bool) -> list[list[str]]:
+    """One row an entry; for people, neighbours that were left out for one reason share a row."""
+    rows = []
+    for reason, group in itertools.groupby(skipped, key=lambda each: each.reason):
+        names = [each.path.name for each in group]
+        if grouped and len(names) > 2:
+            names = [f"{names[0]} ... {names[-1]} ({len(names)})"]
+        rows += [[name, reason] for name in names]
+    return rows
 
 
 def _member_bytes(plan: Plan, index: int) -> int:

@@ -43,12 +43,12 @@ class TorchContainer:
 
     Attributes:
         graph: The object, inert.
-        storages: Where its storages are.
+        reader: Tells its tensors, and where their bytes are.
         located: What is where in it.
     """
 
     graph: Any
-    storages: Storages
+    reader: TensorReader
     located: Located
 
 
@@ -168,7 +168,8 @@ def _checkpoint(
     path: Path, section: str | None, graph: Any, storages: Storages, provenance: Mapping[str, Any] | None
 ) -> Checkpoint:
     refused: list[tuple[KeyPath, Refused]] = []
-    tree = plain_tree(graph, TensorReader(storages), refused)
+    reader = TensorReader(storages)
+    tree = plain_tree(graph, reader, refused)
     if isinstance(tree, list):
         tree = dict(enumerate(tree))
     if not isinstance(tree, dict):
@@ -205,7 +206,7 @@ def _checkpoint(
         files=(path,),
         state=tuple(dotted(part.path) for part in located.state),
         notes=located.notes,
-        container=TorchContainer(graph, storages, located),
+        container=TorchContainer(graph, reader, located),
     )
 
 
@@ -250,4 +251,4 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
             path=template.path,
             tensor=homeless[0],
         )
-    return (lay_out_graph(container.graph, artifact, located, container.storages, records, homes),)
+    return (lay_out_graph(container.graph, artifact, located, container.reader, records, homes),)
