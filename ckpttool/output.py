@@ -108,14 +108,15 @@ def check_output(output: Path, files: Sequence[OutputFile], *, force: bool, inpu
 
 
 def _foreign_files(directory: Path, ours: Collection[str]) -> list[str] | None:
-    """What lies in an earlier output of ckpttool and belongs neither to it nor to this one; None for any other place."""
+    """What lies in an earlier output of ckpttool, and neither it nor this one has written; None for other places."""
     try:
         earlier = open_checkpoint(directory)
     except CkpttoolError:
         return None
     if earlier.provenance is None:
         return None
-    own = {os.path.abspath(file) for file in earlier.files}
+    copied = earlier.provenance.get("copied", ())
+    own = {os.path.abspath(file) for file in (*earlier.files, *(directory / str(name) for name in copied))}
     found = (os.path.join(folder, name) for folder, _, names in os.walk(directory) for name in names)
     names = (Path(os.path.relpath(file, directory)).as_posix() for file in found if os.path.abspath(file) not in own)
     return sorted(name for name in names if name not in ours)

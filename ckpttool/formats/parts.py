@@ -29,6 +29,7 @@ from ckpttool.formats.directories import (
     matches,
     open_part,
     shares,
+    with_copied,
 )
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile
 
@@ -250,7 +251,7 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
         step=whole.steps[0] if whole.steps else None,
         values=whole.values,
         provenance=whole.provenance,
-        files=(*whole.files, *(each.path for each in companions)),
+        files=whole.files,
         state=(*inner, *outer),
         notes=tuple(dict.fromkeys([*notes, *(note for part in parts for note in part.checkpoint.notes)])),
         container=Directory(tuple(parts), tuple(companions), found.kind),
@@ -322,8 +323,10 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
             hint="Write a single file, with -o NAME.safetensors.",
         )
     directory: Directory = template.container
+    copied = companion_files(directory, artifact)
+    artifact = with_copied(artifact, copied)
     files = [
         lay_out_part(artifact, part.name, part.checkpoint.format, part.checkpoint, share)
         for part, share in shares(artifact, directory.parts)
     ]
-    return (*files, *companion_files(directory, artifact))
+    return (*files, *copied)

@@ -32,6 +32,7 @@ from ckpttool.formats.directories import (
     load_json,
     open_part,
     shares,
+    with_copied,
 )
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile, TensorId
 
@@ -163,11 +164,7 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
         values={**whole.values, **values},
         metadata=parts[0].checkpoint.metadata,
         provenance=whole.provenance,
-        files=(
-            *whole.files,
-            *(path / each.path(each.index) for each in families if each.index),
-            *(each.path for each in companions),
-        ),
+        files=(*whole.files, *(path / each.path(each.index) for each in families if each.index)),
         state=state,
         notes=tuple(dict.fromkeys(notes)),
         container=Directory(tuple(parts), tuple(companions), tuple(families)),
@@ -397,13 +394,15 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
         return tuple(_split(artifact, Family("", "model", "safetensors"), "safetensors", None, names))
     directory: Directory = template.container
     files: list[OutputFile] = []
-    dropped: set[str] = set()
     everything = shares(artifact, directory.parts)
+    kept = {part.name.rpartition("/")[0] for part, _ in everything}
+    copied = companion_files(directory, artifact, {each.folder for each in directory.extra} - kept - {""})
+    artifact = with_copied(artifact, copied)
     for family in directory.extra:
         own = [(part, share) for part, share in everything if part.name.rpartition("/")[0] == family.folder]
         if not own:
-            dropped.update({family.folder} - {""})
-        elif artifact.max_shard_bytes is None:
+            continue
+        if artifact.max_shard_bytes is None:
             laid = [lay_out_part(artifact, p.name, p.checkpoint.format, p.checkpoint, share) for p, share in own]
             files += laid
             if family.index is not None:
@@ -413,8 +412,7 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
             order = {whole: share[whole] for whole in artifact.tensors if whole in share}
             checkpoints = [part.checkpoint for part, _ in own]
             files += _split(artifact, family, checkpoints[0].format, _joined(checkpoints), order)
-    files += companion_files(directory, artifact, dropped)
-    return tuple(files)
+    return (*files, *copied)
 
 
 def _joined(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
