@@ -114,7 +114,7 @@ COMMON_LEAVINGS: tuple[Rule, ...] = (
         r"|trainer_state|training-state|optim_states?|optimizer_states?|trainer)(?:[._-].*)?",
         "training state, not weights",
     ),
-    Rule(r".*-\d{5}-of-\d{5}\..*|.*[._-](?:shard|part|rank)_?\d+\..*", "one piece of a checkpoint in several files"),
+    Rule(r".*-\d{5}-of-\d{5}\..*|.*[._-](?:shard|part|rank)[_-]?\d+\..*", "one piece of a checkpoint in several files"),
 )
 """Left out in every layout, unless an entry pattern says otherwise."""
 

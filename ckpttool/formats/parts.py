@@ -177,8 +177,9 @@ def _group_of(path: Path) -> _Found | None:
                 files[f"shard{missing}"] = f"{match['stem']}{_mark(match['label'])}{missing}.pt"
             return _Found("fairseq", files, path.with_name(match["stem"]))
     if RANK.fullmatch(path.parent.name):
-        ranks = [rank for rank in rank_folders(path.parent.parent) if (path.parent.parent / rank / path.name).is_file()]
-        if len(ranks) > 1 and ranks[0] == path.parent.name:
+        ranks = rank_folders(path.parent.parent)
+        others = [rank for rank in ranks[1:] if (path.parent.parent / rank / path.name).is_file()]
+        if others and ranks[0] == path.parent.name:
             stem = path.name.removesuffix(".ckpt").removesuffix(".pt")
             return _Found("nemo", {rank: f"{rank}/{path.name}" for rank in ranks}, path.parent.parent / stem)
     return None
