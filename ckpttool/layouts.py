@@ -336,8 +336,11 @@ LAYOUTS: tuple[Layout, ...] = (
         weights=_HF_WEIGHTS,
         markers=(
             *_HF_WEIGHTS,
-            "model-*-of-*.safetensors",
-            "pytorch_model-*-of-*.bin",
+            # Variants and shards.
+            "model*.safetensors",
+            "pytorch_model*.bin",
+            "adapter_model*.safetensors",
+            "adapter_model*.bin",
             "global_step*",
             "pytorch_model_fsdp*",
         ),
