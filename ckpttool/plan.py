@@ -524,6 +524,11 @@ def _notes(
         )
     if dtype != "same":
         notes.append(f"the averaged tensors are written as {dtype}")
+        stated = newest.values.get("config.dtype", dtype)
+        if artifact.template is not None and stated != dtype:
+            notes.append(
+                f"config.json is copied and states {stated}, by which transformers loads: pass dtype={dtype!r}"
+            )
     integers = [name for name in matched.names if not matched.found[-1][name].dtype.is_averaged]
     if integers:
         notes.append(f"{_count(integers, 'integer or bool tensor')} kept from {newest.path.name}, not averaged")

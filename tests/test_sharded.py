@@ -656,3 +656,11 @@ def test_values_come_out_exact_to_the_last_bit(run):
     for name in NAMES:
         stacked = np.stack([weights(step)[name].numpy().astype(np.float64) for step in (10, 20, 30)])
         assert (stacked.sum(0) / 3).astype(np.float32).tobytes() == found[name].numpy().tobytes()
+
+
+def test_another_dtype_than_the_configuration_states_is_said(run):
+    (run / "checkpoint-30" / "config.json").write_text('{"dtype": "float32"}')
+    entries = discover(run).last(2).entries
+    assert any("states float32" in note for note in make_plan(entries, run / "x", dtype="float16").notes)
+    assert not any("states" in note for note in make_plan(entries, run / "x", dtype="float32").notes)
+    assert not any("states" in note for note in make_plan(entries, run / "x").notes)

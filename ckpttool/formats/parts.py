@@ -45,7 +45,7 @@ _GROUP = re.compile(r"(?P<stem>.+?)(?P<label>(?:-shard|_part|-model_part-|-part-
 _STATES = re.compile(
     r"(?:mp_rank_\d+|layer_\d+-model_\d+(?:-\d+)?|layer_\d+_expert_\d+_mp_rank_\d+|expert_\d+_mp_rank_\d+)[-_]model_states\.pt"
 )
-_ALONE = ("model.pt", "model.pth", "model.ckpt", "pytorch_model.pt")
+_ALONE = ("model.pt", "model.pth", "model.ckpt", "pytorch_model.pt", "model_weights.ckpt")
 _LONE_CARRY = ("config*.json", "config*.yaml", "config*.yml", "*.yaml", "tokenizer*", "vocab*", "*.model", "args.json")
 
 
@@ -70,14 +70,21 @@ class _Found:
     folders: tuple[str, ...] = ("",)
 
 
-def recognise(path: Path, head: bytes) -> bool:  # noqa: ARG001  # the name decides
-    """Whether a directory is such a checkpoint; or whether a file is the first of several that are one."""
+def recognise(path: Path, head: bytes) -> bool:
+    """Whether a directory is such a checkpoint; or whether a file is the first of several that are one.
+
+    A .nemo archive is recognised as well, so that `read` can say what to do with it.
+    """
     if not path.is_dir():
-        return _group_of(path) is not None
+        return _is_nemo(path, head) or _group_of(path) is not None
     names = os.listdir(path)
     if ".metadata" in names:
         return False
     return _zero3(path) is not None or _find(path) is not None
+
+
+def _is_nemo(path: Path, head: bytes) -> bool:
+    return path.suffix == ".nemo" and (head[257:262] == b"ustar" or head[:2] == b"\x1f\x8b")
 
 
 def rank_folders(path: Path) -> list[str]:
@@ -115,7 +122,9 @@ def _find(path: Path) -> _Found | None:
     alone = [name for name in _ALONE if name in names]
     if alone and not any(name.endswith((".safetensors", ".index.json")) for name in names):
         row = layout_row("olmo")
-        return _Found("", {"": alone[0]}, path, (*row.carry, *_LONE_CARRY), row.never)
+        # An unpacked .nemo archive: its configuration and tokenizers have names of all kinds.
+        carry = ("*",) if alone[0] == "model_weights.ckpt" else (*row.carry, *_LONE_CARRY)
+        return _Found("", {"": alone[0]}, path, carry, row.never)
     return None
 
 
@@ -210,6 +219,13 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
             path=path,
             hint=f"Convert each checkpoint first: python zero_to_fp32.py {path.parent} OUTPUT --tag {path.name}"
             " (DeepSpeed has put the script there).",
+        )
+    if path.suffix == ".nemo" and not path.is_dir():
+        raise UnsupportedError(
+            f"{path}: a .nemo archive, which is not read as it is",
+            path=path,
+            hint=f"Unpack each one: mkdir {path.stem} && tar -xf {path.name} -C {path.stem}. Average the directories,"
+            " and pack the result: tar -cf averaged.nemo -C DIRECTORY .",
         )
     found = _find(path) if path.is_dir() else _group_of(path)
     if found is None:

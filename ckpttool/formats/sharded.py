@@ -147,6 +147,7 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
         _refuse_slices(path, parts)
     whole = collect(path, parts)
     step, values = _trainer_state(path, notes)
+    values.update(_stated_dtype(path))
     row = layout_row("huggingface")
     folders = _folders(path, families)
     taken = {part.name for part in parts} | {each.path(each.index) for each in families if each.index}
@@ -355,6 +356,17 @@ def _trainer_state(path: Path, notes: list[str]) -> tuple[int | None, dict[str, 
     plain = {key: value for key, value in content.items() if isinstance(value, (int, float, str))}
     step = content.get("global_step")
     return step if type(step) is int and step >= 0 else None, plain
+
+
+def _stated_dtype(path: Path) -> dict[str, Any]:
+    """The element type that the configuration states, by which transformers loads the weights."""
+    place = path / "config.json"
+    try:
+        content = load_json(place) if place.is_file() else {}
+    except CkpttoolError:
+        return {}
+    stated = content.get("dtype", content.get("torch_dtype")) if isinstance(content, dict) else None
+    return {"config.dtype": stated} if isinstance(stated, str) else {}
 
 
 def _stale(path: Path) -> list[str]:
