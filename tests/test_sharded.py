@@ -221,6 +221,13 @@ def test_numbered_pieces_without_an_index_are_one_model(tmp_path):
     ]
 
 
+def test_a_tensor_in_two_pieces_is_refused(tmp_path):
+    for name in ("model.00.safetensors", "model.01.safetensors"):
+        save_file(weights(1), tmp_path / name)
+    with pytest.raises(UnreadableError, match=r"in two files, model\.00\.safetensors and model\.01\.safetensors"):
+        open_checkpoint(tmp_path)
+
+
 def test_adapters_carry_their_configuration_and_a_note(tmp_path):
     for step in (1, 2):
         save_shards(tmp_path / f"checkpoint-{step}", weights(step), 1, stem="adapter_model")
@@ -304,7 +311,7 @@ def test_the_dense_layers_of_sentence_transformers_are_averaged_as_well(tmp_path
 # --- shard sizes -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit", [1, 64, 100, 130, 200, 10**9])
+@pytest.mark.parametrize("limit", [1, 64, 100, 128, 130, 200, 10**9])
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_splitting_anew_is_greedy_and_complete(tmp_path, limit, suffix):
     stem = "model" if suffix == "safetensors" else "pytorch_model"
