@@ -75,9 +75,11 @@ def group() -> None:
 def _add_commands() -> None:
     # Modules of commands import click and nothing heavy at their top.
     from ckpttool.cli.average import average
+    from ckpttool.cli.ema_apply import ema_apply
     from ckpttool.cli.lr_plot_table import lr_plot_table
 
     group.add_command(average)
+    group.add_command(ema_apply)
     group.add_command(lr_plot_table)
 
 
