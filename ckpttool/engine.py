@@ -192,7 +192,6 @@ class _Run:
     def __init__(self, plans: Sequence[Plan], stages: Sequence[StagedOutput]) -> None:
         self._plans = plans
         self._stages = stages
-        self._together = len(plans) > 1
         self._sealed = [_checksums_wanted(plan) for plan in plans]
         self._checksums: dict[tuple[int, int, int], list[tuple[int, int, int]]] = {}
         self._lock = threading.Lock()
@@ -313,7 +312,7 @@ class _Run:
     def _sum(self, chunk: Chunk, scratch: numerics.Scratch) -> int:
         """Read, add, round and write one chunk."""
         recipe = chunk.recipe
-        reader = _ChunkReader(chunk, scratch, keep=self._together)
+        reader = _ChunkReader(chunk, scratch, keep=recipe.keeps)
         for index, how in enumerate(recipe.sums):
             if how is None:
                 continue
@@ -324,6 +323,7 @@ class _Run:
                     divisor=how.divisor,
                     dtype=how.component,
                     scratch=scratch,
+                    kept=recipe.keeps,
                 )
             else:
                 result = self._newest(index, how, chunk, reader, scratch)

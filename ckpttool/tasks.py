@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 _SMALLEST_CHUNK = 1 << 14
+_MOST_KEPT = 8
+"""So many members' chunks are held at once; of more members, smaller ones."""
 _COPY_BYTES = 1 << 20
 
 
@@ -71,6 +73,8 @@ class Recipe:
     components: tuple[str, ...]
     swaps: tuple[bool, ...]
     lanes: int
+    keeps: bool
+    """Whether the bytes of all views are held at once, not one after another."""
 
 
 @dataclass(slots=True)
@@ -150,7 +154,11 @@ def _recipe(hows: Sequence[_How | None], views: Sequence[View], lanes: int) -> R
         )
         for how in hows
     ]
-    return Recipe(tuple(sums), tuple([view.component for view in views]), tuple([view.swap for view in views]), lanes)
+    keeps = len(hows) > 1 or any(
+        how is not None and how.action == "average" and numerics.needs_all(how.operands, how.component) for how in sums
+    )
+    components, swaps = tuple([view.component for view in views]), tuple([view.swap for view in views])
+    return Recipe(tuple(sums), components, swaps, lanes, keeps)
 
 
 class Preparation:
@@ -168,12 +176,9 @@ class Preparation:
         self._compare(tasks, chunk_elements)
         open_chunks: dict[int, Chunk] = {}
         for tensor, recipe in tensors:
-            together = len(recipe.components) if len(self._plans) > 1 else 1
-            limit = (
-                chunk_elements
-                if together == 1
-                else max(min(_SMALLEST_CHUNK, chunk_elements), chunk_elements // together)
-            )
+            limit = chunk_elements
+            if recipe.keeps and len(recipe.components) > _MOST_KEPT:
+                limit = min(limit, max(_SMALLEST_CHUNK, limit * _MOST_KEPT // len(recipe.components)))
             start = 0
             while start < tensor.numel:
                 chunk = open_chunks.get(id(recipe))
