@@ -9,6 +9,7 @@ the same order wherever it is computed. Memory is a few chunks, whatever the mod
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import threading
@@ -17,19 +18,21 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ckpttool import numerics
 from ckpttool.checksums import combine_crc32
+from ckpttool.chunks import narrow
 from ckpttool.errors import CkpttoolError, MismatchError, NonFiniteError, UsageError
 from ckpttool.formats import get_format
 from ckpttool.output import StagedOutput, check_output, terminate_as_interrupt
+from ckpttool.piece_io import PiecedView, open_view, read_values
 from ckpttool.plan import Action, Plan, PlannedTensor
-from ckpttool.storage_io import Source, Sources, View, read_values
-from ckpttool.tensors import TensorId, TensorSpec
+from ckpttool.storage_io import Source, Sources, View
+from ckpttool.tensors import OutputTensor, Region, TensorId, TensorSpec
 
 __all__ = ["Result", "execute", "execute_together", "expected_memory", "read_values"]
 
@@ -173,7 +176,7 @@ def _input_paths(plans: Sequence[Plan]) -> tuple[Path, ...]:
     }
     for plan in plans:
         for tensor in plan.tensors:
-            paths.update((term.tensor.storage.path, None) for term in tensor.terms)
+            paths.update((part.storage.path, None) for term in tensor.terms for part in _parts(term.tensor))
     return tuple(paths)
 
 
@@ -226,7 +229,7 @@ class _Tensor:
 
     label: str
     numel: int
-    views: list[View]
+    views: list[View | PiecedView]
     planned: list[PlannedTensor | None]
     places: list[tuple[int, int] | None]
     """For each plan, (index of the file, offset in it)."""
@@ -262,12 +265,24 @@ class _Comparison:
     path: Path
     label: str
     other: str
-    views: tuple[View, View]
+    views: tuple[View | PiecedView, View | PiecedView]
     start: int
     stop: int
 
 
 _Task: TypeAlias = "_Chunk | _Copying | _Comparison"
+
+
+class _Place(NamedTuple):
+    """Where in a plan's files a tensor, or a region of one, is written."""
+
+    file: int
+    offset: int
+    nbytes: int
+
+
+def _region_bytes(output: OutputTensor, region: Region | None) -> int:
+    return output.nbytes if region is None else math.prod(region.sizes) * output.dtype.itemsize
 
 
 class _Preparation:
@@ -307,15 +322,15 @@ class _Preparation:
         return tasks
 
     def _tensors(self) -> list[tuple[_Tensor, _Recipe]]:
-        """The tensors that some plan has a place for, ordered by that place."""
-        places = [
-            {
-                slot.tensor: (index, slot.offset, slot.nbytes)
-                for index, file in enumerate(plan.files)
-                for slot in file.slots
-            }
-            for plan in self._plans
-        ]
+        """The tensors that some plan has a place for, ordered by that place; of a tensor in pieces, each region."""
+        places: list[dict[TensorId, dict[Region | None, _Place]]] = []
+        for plan in self._plans:
+            by_tensor: dict[TensorId, dict[Region | None, _Place]] = {}
+            for index, file in enumerate(plan.files):
+                for slot in file.slots:
+                    place = _Place(index, slot.offset, slot.nbytes)
+                    by_tensor.setdefault(slot.tensor, {})[slot.region] = place
+            places.append(by_tensor)
         by_id = [{tensor.id: tensor for tensor in plan.tensors} for plan in self._plans]
         for index, plan in enumerate(self._plans):
             missing = next((key for key in places[index] if key not in by_id[index]), None)
@@ -325,19 +340,24 @@ class _Preparation:
                 raise UsageError("the plans are not about the same tensors, and cannot be executed together")
         prepared = []
         for tensor_id in by_id[0]:
-            where = [place.get(tensor_id) for place in places]
-            if not any(where):
-                continue
-            prepared.append((where[0] or (0, 0, 0), self._tensor(tensor_id, [by[tensor_id] for by in by_id], where)))
+            planned = [by[tensor_id] for by in by_id]
+            regions = dict.fromkeys(region for place in places for region in place.get(tensor_id, ()))
+            for region in regions:
+                where = [place.get(tensor_id, {}).get(region) for place in places]
+                prepared.append((where[0] or _Place(0, 0, 0), self._tensor(tensor_id, region, planned, where)))
         prepared.sort(key=lambda entry: entry[0][:2])
         return [entry for _, entry in prepared]
 
     def _tensor(
-        self, tensor_id: TensorId, planned: list[PlannedTensor], where: list[tuple[int, int, int] | None]
+        self,
+        tensor_id: TensorId,
+        region: Region | None,
+        planned: list[PlannedTensor],
+        where: list[_Place | None],
     ) -> tuple[_Tensor, _Recipe]:
         label = _label(tensor_id)
         output = planned[0].output
-        views: list[View] = []
+        views: list[View | PiecedView] = []
         known: dict[TensorSpec, int] = {}
         sums: list[_Sum | None] = []
         lanes = numerics.lanes(output.dtype)
@@ -347,10 +367,9 @@ class _Preparation:
                 continue
             if tensor.output.shape != output.shape or tensor.output.strides != output.strides:
                 raise UsageError(f"{label}: the plans store it in different ways, and cannot be executed together")
-            if place[2] != tensor.output.nbytes:
-                raise CkpttoolError(
-                    f"{plan.output}: {label} takes {tensor.output.nbytes} bytes, not {place[2]}", tensor=label
-                )
+            taken = _region_bytes(tensor.output, region)
+            if place.nbytes != taken:
+                raise CkpttoolError(f"{plan.output}: {label} takes {taken} bytes, not {place.nbytes}", tensor=label)
             indices = []
             for term in tensor.terms:
                 spec = term.tensor
@@ -361,10 +380,12 @@ class _Preparation:
                         path=plan.members[term.member].checkpoint.path,
                         tensor=label,
                     )
+                if region is not None:
+                    spec = narrow(spec, region)
                 index = known.get(spec) if len(self._plans) > 1 else None
                 if index is None:
                     index = len(views)
-                    views.append(View.of(spec, output.strides, self._sources, label))
+                    views.append(open_view(spec, output.strides, self._sources, label))
                     if len(self._plans) > 1:
                         known[spec] = index
                 indices.append(index)
@@ -388,9 +409,9 @@ class _Preparation:
             tuple(sums), tuple([view.component for view in views]), tuple([view.swap for view in views]), lanes
         )
         recipe = self._recipes.setdefault(recipe, recipe)
-        places = [None if place is None else place[:2] for place in where]
+        places = [None if place is None else (place.file, place.offset) for place in where]
         kept = [tensor if place is not None else None for tensor, place in zip(planned, where, strict=True)]
-        numel = output.nbytes // output.dtype.itemsize
+        numel = _region_bytes(output, region) // output.dtype.itemsize
         return _Tensor(label, numel, views, kept, places), recipe
 
     def _compare(self, tasks: list[_Task], chunk_elements: int) -> None:
@@ -406,8 +427,8 @@ class _Preparation:
                     if first.shape != second.shape or first.dtype != second.dtype:
                         raise _not_tied(path, label, other)
                     views = (
-                        View.of(first, None, self._sources, label),
-                        View.of(second, None, self._sources, other),
+                        open_view(first, None, self._sources, label),
+                        open_view(second, None, self._sources, other),
                     )
                     tasks.extend(
                         _Comparison(path, label, other, views, start, min(first.numel, start + chunk_elements))
@@ -712,7 +733,7 @@ class _ChunkReader:
         for tensor, start, stop in chunk.pieces:
             view = tensor.views[index]
             end = position + (stop - start) * itemsize
-            if view.shape is not None:
+            if isinstance(view, PiecedView) or view.shape is not None:
                 view.read_into(buffer[position:end], start, stop, tensor.label, self._scratch)
                 position = end
                 continue
@@ -794,15 +815,15 @@ def _verifier(plan: Plan) -> Callable[[Path], None]:
         template = plan.artifact.template
         section = template.section if template is not None and template.format == plan.format else None
         written = get_format(plan.format).read(path, section=section or None)
-        found = {_place(spec): spec for spec in written.tensors().values()}
+        found = {_place(part): part for spec in written.tensors().values() for part in _parts(spec)}
         for file in plan.files:
             place = path / file.name if file.name else path
             for slot in file.slots:
                 output = plan.artifact.tensors[slot.tensor]
-                spec = found.get((place, slot.offset)) if output.nbytes else None
-                if output.nbytes and (
-                    spec is None
-                    or (spec.dtype, spec.shape, spec.strides) != (output.dtype, output.shape, output.strides)
+                shape = output.shape if slot.region is None else slot.region.sizes
+                spec = found.get((place, slot.offset)) if slot.nbytes else None
+                if slot.nbytes and (
+                    spec is None or (spec.dtype, spec.shape, spec.strides) != (output.dtype, shape, output.strides)
                 ):
                     raise CkpttoolError(
                         f"{plan.output}: {_label(slot.tensor)} does not read back as it was planned; nothing was kept",
@@ -812,6 +833,11 @@ def _verifier(plan: Plan) -> Callable[[Path], None]:
                     )
 
     return verify
+
+
+def _parts(spec: TensorSpec) -> Sequence[TensorSpec]:
+    """A tensor, or the pieces that it lies in."""
+    return [piece.spec for piece in spec.pieces] or [spec]
 
 
 def _place(spec: TensorSpec) -> tuple[Path, int]:
