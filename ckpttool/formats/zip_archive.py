@@ -22,7 +22,7 @@ from typing import BinaryIO, NamedTuple
 from ckpttool.errors import NotFoundError, UnreadableError, UnsupportedError
 from ckpttool.tensors import Copy, Extent, OutputFile, Slot, TensorId
 
-__all__ = ["ALIGNMENT", "Archive", "Entry", "ZipLayout", "first_name", "open_archive"]
+__all__ = ["ALIGNMENT", "Archive", "Entry", "ZipLayout", "archive_inside", "first_name", "open_archive"]
 
 ALIGNMENT = 64
 """Of a record's first byte, in what is written: that of torch.save."""
@@ -41,6 +41,9 @@ _ENCRYPTED, _HAS_DESCRIPTOR, _UTF8 = 0x1, 0x8, 0x800
 _NO_32 = 0xFFFFFFFF
 _NO_16 = 0xFFFF
 _JANUARY_1980 = 0x21
+
+_TAIL = 2048
+"""Bytes at the end of an archive that are read first: they hold the whole directory of one tensor."""
 
 _MAX_INFLATED = 1 << 28
 """Bytes that a compressed record may have when it is taken into memory."""
@@ -66,12 +69,14 @@ class Archive:
         path: The file.
         size: Its size in bytes.
         names: The records' names, in the file's order.
+        base: Where in the file the archive begins.
     """
 
     path: Path
     size: int
     names: dict[str, int]
     """With the place of each in the directory: an archive has thousands of records, and few are ever asked for."""
+    base: int = 0
     _directory: bytes = field(default=b"", repr=False)
     _file: BinaryIO | None = field(default=None, repr=False)
 
@@ -138,7 +143,7 @@ class Archive:
             raise self._damaged(f"the record {name} has two sizes")
         return Extent(
             self.path,
-            start,
+            self.base + start,
             entry.nbytes,
             entry.packed if entry.method == _DEFLATED else None,
             entry.crc32 or None,  # torch.save can be told to write none, and then writes 0
@@ -155,7 +160,7 @@ class Archive:
             extent = self.extent(name)
             packed = extent.nbytes if extent.deflated is None else extent.deflated
             if extent.deflated is None:
-                data = self._read_at(extent.offset, packed if limit is None else min(packed, limit))
+                data = self._read_at(extent.offset - self.base, packed if limit is None else min(packed, limit))
             else:
                 if extent.nbytes > _MAX_INFLATED and limit is None:
                     raise UnsupportedError(
@@ -163,7 +168,8 @@ class Archive:
                     )
                 try:
                     data = zlib.decompressobj(-15).decompress(
-                        self._read_at(extent.offset, packed), min(extent.nbytes + 1, limit or extent.nbytes + 1)
+                        self._read_at(extent.offset - self.base, packed),
+                        min(extent.nbytes + 1, limit or extent.nbytes + 1),
                     )
                 except zlib.error as error:
                     raise self._damaged(f"the record {name} does not inflate ({error})") from error
@@ -179,8 +185,8 @@ class Archive:
             raise ValueError("the archive is not open")
         try:
             if hasattr(os, "pread"):
-                return os.pread(self._file.fileno(), nbytes, offset)
-            self._file.seek(offset)
+                return os.pread(self._file.fileno(), nbytes, self.base + offset)
+            self._file.seek(self.base + offset)
             return self._file.read(nbytes)
         except OSError as error:
             raise UnreadableError(f"{self.path}: cannot be read ({error.strerror})", path=self.path) from error
@@ -223,15 +229,37 @@ def open_archive(path: Path) -> Archive:
     with _open(path) as file:
         size = os.fstat(file.fileno()).st_size
         directory, count = _read_directory(Archive(path, size, {}, _file=file))
-    return Archive(path, size, _names(path, directory, count), directory)
+    return Archive(path, size, _names(path, directory, count), _directory=directory)
+
+
+def archive_inside(path: Path, file: BinaryIO, base: int, nbytes: int) -> Archive:
+    """Read the directory of an archive that is a part of a file.
+
+    Args:
+        path: The file.
+        file: The same, open; it has to stay so as long as the archive is asked for anything.
+        base: Where the archive begins.
+        nbytes: How long it is. The file is no shorter.
+
+    Raises:
+        UnreadableError: There is none.
+        UnsupportedError: It is one of several parts.
+    """
+    archive = Archive(path, nbytes, {}, base, _file=file)
+    directory, count = _read_directory(archive)
+    return Archive(path, nbytes, _names(path, directory, count), base, directory, file)
 
 
 def _read_directory(archive: Archive) -> tuple[bytes, int]:
     """The central directory, and how many records it has."""
     path, size = archive.path, archive.size
-    tail_length = min(size, _END.size + _NO_16 + _LOCATOR64.size + _END64.size)
-    tail = archive._read_at(size - tail_length, tail_length)  # noqa: SLF001
-    found = tail.rfind(b"PK\x05\x06")
+    found, tail_length, tail = -1, 0, b""
+    # The end of the directory is at the end of the file, unless a comment follows: no one writes such.
+    for longest in (_TAIL, _END.size + _NO_16 + _LOCATOR64.size + _END64.size):
+        if found < _LOCATOR64.size:  # not there, or what stands before it is not
+            tail_length = min(size, longest)
+            tail = archive._read_at(size - tail_length, tail_length)  # noqa: SLF001
+            found = tail.rfind(b"PK\x05\x06")
     if found < 0 or found + _END.size > len(tail):
         raise _damaged(path, "the zip archive has no directory at its end")
     _, disk, _, _, count, length, offset, _ = _END.unpack_from(tail, found)
@@ -247,7 +275,8 @@ def _read_directory(archive: Archive) -> tuple[bytes, int]:
         raise UnsupportedError(f"{path}: one part of a zip archive of several", path=path)
     if offset + length != size - tail_length + ends:
         raise _damaged(path, "the directory of the zip archive is not where it should be")
-    return archive._read_at(offset, length), count  # noqa: SLF001
+    start = offset - (size - tail_length)
+    return tail[start : start + length] if start >= 0 else archive._read_at(offset, length), count  # noqa: SLF001
 
 
 def _names(path: Path, directory: bytes, count: int) -> dict[str, int]:
