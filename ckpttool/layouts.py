@@ -145,20 +145,18 @@ _HF_WEIGHTS = (
     "adapter_model.bin",
 )
 _HF_CARRY = (
-    "config.json",
-    "generation_config.json",
-    "adapter_config.json",
+    # config.json, generation_config.json, adapter_config.json, special_tokens_map.json, preprocessor_config.json, ...
+    "*.json",
+    "config*.yaml",
     "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
     "vocab*",
-    "merges.txt",
-    "spiece.model",
+    "merges*.txt",
+    "*.model",
     "sentencepiece*",
     "*.jinja",
-    "*processor_config.json",
     "*.py",
     "README.md",
+    "LICENSE*",
 )
 _HF_NEVER = (
     "optimizer.*",
@@ -173,19 +171,27 @@ _HF_NEVER = (
     "pytorch_model_fsdp*",
     "latest",
     "zero_to_fp32.py",
+    "optim.*",
+    "train.pt",
+    "recipe_state*",
+    "*_results.json",
 )
 
 LAYOUTS: tuple[Layout, ...] = (
     # --- machine translation
     Layout(
         "fairseq",
-        (r"checkpoint(?P<epoch>\d+)\.pt", r"checkpoint_(?P<epoch>\d+)_(?P<step>\d+)\.pt"),
+        # In several files, by FSDP or model parallelism, the first stands for all.
+        (
+            r"checkpoint(?P<epoch>\d+)(?:-shard0|_part0|-model_part-0)?\.pt",
+            r"checkpoint_(?P<epoch>\d+)_(?P<step>\d+)(?:-shard0|_part0|-model_part-0)?\.pt",
+        ),
         aliases=(
-            Rule(r"checkpoint_best\.pt", _BEST),
-            Rule(r"checkpoint_last\.pt", _LAST),
+            Rule(r"checkpoint_best(?:-shard\d+|_part\d+|-model_part-\d+)?\.pt", _BEST),
+            Rule(r"checkpoint_last(?:-shard\d+|_part\d+|-model_part-\d+)?\.pt", _LAST),
             Rule(r"checkpoint\.best_.*\.pt", _BEST),
         ),
-        leavings=(Rule(r"checkpoint.*(?:-shard\d+|_part\d+|-part\d+)\.pt", _PIECE),),
+        leavings=(Rule(r"checkpoint.*(?:-shard|_part|-part|-model_part-)(?!0\.)\d+\.pt", _PIECE),),
         section="model",
         carry=("dict.*.txt",),
     ),
@@ -316,7 +322,10 @@ LAYOUTS: tuple[Layout, ...] = (
         "directory",
         weights=("model.ckpt", "*.ckpt"),
         markers=("CKPT.yaml",),
-        never=("optimizer.ckpt", "*opt*.ckpt", "scheduler*.ckpt", "dataloader-*.ckpt", "counter.ckpt"),
+        # Its loader wants a file for every object that the recipe registered; the optimizer and the data loaders are
+        # registered by training alone.
+        carry=("*",),
+        never=("optimizer.ckpt", "*opt*.ckpt", "dataloader-*.ckpt"),
         sidecars=("{name}/CKPT.yaml",),
     ),
     # --- language models and trainers

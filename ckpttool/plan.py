@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from ckpttool import __version__
 from ckpttool.errors import OutputExistsError, UsageError, WriteError
-from ckpttool.formats import Format, format_for_output, get_format
+from ckpttool.formats import Format, format_for_output, get_format, writes_directory
 from ckpttool.matching import KeyPolicy, Matched, first_names, match, spoken, ties
 from ckpttool.tensors import DTYPES, Artifact, Checkpoint, OutputFile, OutputTensor, Skipped, TensorId, TensorSpec
 
@@ -162,6 +162,7 @@ def make_plan(
     force: bool = False,
     allow_nonfinite: bool = False,
     drop: Sequence[tuple[str | int, ...]] = (),
+    max_shard_bytes: int | None = None,
     skipped: Sequence[Skipped] = (),
     notes: Sequence[str] = (),
     warnings: Sequence[str] = (),
@@ -173,7 +174,8 @@ def make_plan(
         entries: The members, in the order of `coefficients`. The newest is the one of the highest step where all have
             a step, else the last.
         output: The file to write; its suffix chooses the format. An existing directory, or a path that ends in a
-            separator: the newest member's file name in there.
+            separator: the newest member's file name in there. Where the newest member is a directory, and the suffix
+            is not that of a file: the directory to write, or with a separator at its end the one to write it into.
         coefficients: What each member is multiplied by; None for the uniform mean.
         operation: What the coefficients mean, for the provenance: "average", "ema", ...
         dtype: Element type of the averaged tensors; "same" keeps the newest member's.
@@ -185,6 +187,7 @@ def make_plan(
         force: Replace an existing output.
         allow_nonfinite: Let NaN and infinity pass.
         drop: Key paths of the newest member's container that are left out.
+        max_shard_bytes: Split the output's weights anew, for formats that have shards.
         skipped: What the selection left out, to be reported with the plan.
         notes: What the selection wants to be known.
         warnings: What the selection or the coefficients want to be known by all means.
@@ -223,6 +226,7 @@ def make_plan(
         tied,
         divisor=float(len(members)) if coefficients is None else 1.0,
         drop=drop,
+        max_shard_bytes=max_shard_bytes,
         keep_state=keep_state,
         provenance=_provenance(members, operation, dtype, keys, details),
         force=force,
@@ -261,15 +265,16 @@ def find_place(
         WriteError: Its directory cannot be written.
     """
     newest = members[-1].checkpoint
-    path = _output_path(output, newest)
-    writer = format_for_output(path, newest)
+    path, writer = _path_and_writer(output, newest)
     template = newest if newest.format == writer.NAME and keep_container else None
     if keep_state and template is None:
         raise UsageError(
             f"--keep-state needs an output of the newest checkpoint's own format, and {path.name} is not",
-            hint=f"End the output's name in {newest.path.suffix or get_format(newest.format).SUFFIXES[0]}.",
+            hint=f"End the output's name in {newest.path.suffix or get_format(newest.format).SUFFIXES[0]}."
+            if get_format(newest.format).SUFFIXES
+            else "Leave out the suffix of the output's name.",
         )
-    _check_output(path, members, force=force)
+    _check_output(path, members, force=force, is_directory=writes_directory(writer))
     return Place(path, writer, template)
 
 
@@ -282,6 +287,7 @@ def assemble(
     *,
     divisor: float = 1.0,
     drop: Sequence[tuple[str | int, ...]] = (),
+    max_shard_bytes: int | None = None,
     keep_state: bool = False,
     provenance: Mapping[str, Any] | None = None,
     force: bool = False,
@@ -297,14 +303,21 @@ def assemble(
         tied: Of tied names, each but the first, mapped to the first.
         divisor: See `Plan`.
         drop: Key paths of the template's container that are left out.
+        max_shard_bytes: See `make_plan`.
         keep_state: Keep the template's training state.
         provenance: What the output is made of.
         force: See `Plan`.
         allow_nonfinite: See `Plan`.
 
     Raises:
+        UsageError: The format has no shards.
         WriteError: The disk has no room.
     """
+    if max_shard_bytes is not None and place.writer.NAME != "huggingface":
+        raise UsageError(
+            f"{place.path.name} is written by the format {place.writer.NAME}, which has no shards of a chosen size",
+            hint="--max-shard-size is for directories in the layout of Hugging Face.",
+        )
     outputs = {tensor.id: tensor.output for tensor in tensors}
     artifact = Artifact(
         tensors={name: outputs[tied.get(name, name)] for name in names},
@@ -314,6 +327,7 @@ def assemble(
         keep_state=keep_state,
         provenance=provenance or {},
         stem=_stem(place.path),
+        max_shard_bytes=max_shard_bytes,
     )
     plan = Plan(
         members=tuple(members),
@@ -381,11 +395,22 @@ def output_tensor(like: TensorSpec, dtype: OutputDType) -> OutputTensor:
     return OutputTensor(out_dtype, like.shape, like.strides if like.is_dense else None)
 
 
-def _output_path(output: str | Path, newest: Checkpoint) -> Path:
+def _path_and_writer(output: str | Path, newest: Checkpoint) -> tuple[Path, Format]:
+    """Where the output goes, and who writes it."""
     path = Path(output)
-    if path.is_dir() or str(output).endswith(("/", os.sep)):  # a Path does not keep the separator at its end
-        return path / newest.path.name
-    return path
+    own = get_format(newest.format)
+    into = str(output).endswith(("/", os.sep))  # a Path does not keep the separator at its end
+    if into or (path.is_dir() and not writes_directory(own)):
+        path /= newest.path.name
+        return path, own
+    writer = format_for_output(path, newest)
+    if writer is not own and newest.format == "parts" and len(newest.container.parts) > 1:
+        raise UsageError(
+            f"{newest.path.name} is in {len(newest.container.parts)} files that hold pieces of tensors or of a model;"
+            f" they cannot be joined in {path.name}",
+            hint="-o DIRECTORY writes the same files again; the framework's own converter joins them.",
+        )
+    return path, writer
 
 
 def _stem(path: Path) -> str:
@@ -396,8 +421,15 @@ def _stem(path: Path) -> str:
     return name or "archive"
 
 
-def _check_output(path: Path, members: Sequence[Member], *, force: bool) -> None:
+def _check_output(path: Path, members: Sequence[Member], *, force: bool, is_directory: bool = False) -> None:
     for member in members:
+        inside = member.checkpoint.path
+        if inside.is_dir() and inside.resolve() in path.resolve().parents:
+            raise OutputExistsError(
+                f"{path}: the output lies in one of the inputs, {inside}",
+                path=path,
+                hint="Inputs are never written to. Choose -o.",
+            )
         for file in (member.checkpoint.path, *member.checkpoint.files):
             if _is_same_file(path, file):
                 raise OutputExistsError(
@@ -406,8 +438,20 @@ def _check_output(path: Path, members: Sequence[Member], *, force: bool) -> None
                     hint="Inputs are never written to. Choose -o.",
                 )
     if path.is_symlink() or path.exists():
-        if path.is_dir():
+        if path.is_dir() and not is_directory:
             raise OutputExistsError(f"{path}: a directory is in the way", path=path)
+        if path.exists() and is_directory and not path.is_dir():
+            raise OutputExistsError(
+                f"{path}: a file is in the way of the output, which is a directory",
+                path=path,
+                hint="-o writes somewhere else.",
+            )
+        if is_directory and not force:
+            raise OutputExistsError(
+                f"{path}: exists already",
+                path=path,
+                hint=f"--force replaces an earlier output; -o {path}{os.sep} writes into the directory.",
+            )
         if not force:
             raise OutputExistsError(
                 f"{path}: exists already", path=path, hint="--force replaces it; -o writes somewhere else."
@@ -461,7 +505,10 @@ def _notes(
     checkpoints: Sequence[Checkpoint], matched: Matched, artifact: Artifact, dtype: str, *, holds_copies: bool
 ) -> tuple[str, ...]:
     newest = checkpoints[-1]
-    notes = [f"{c.path.name}: {note}" for c in checkpoints for note in c.notes]
+    said = [note for c in checkpoints for note in c.notes]
+    shared = {note for note in said if all(note in c.notes for c in checkpoints)}
+    notes = list(dict.fromkeys(note for note in said if note in shared))
+    notes += [f"{c.path.name}: {note}" for c in checkpoints for note in c.notes if note not in shared]
     by_dtype = {
         tuple(str(found[name].dtype) for found in matched.found if name in found): name for name in matched.names
     }

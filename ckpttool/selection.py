@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UsageError
-from ckpttool.formats import open_checkpoint
+from ckpttool.formats import format_of_directory, open_checkpoint
 from ckpttool.layouts import WEIGHT_FILES, WEIGHT_SUFFIXES
 from ckpttool.metrics import Mode, Tables, find_metric, mode_of, name_metrics, read_sidecar, read_tables, sidecars_of
 from ckpttool.tensors import Checkpoint, Skipped
@@ -65,7 +65,7 @@ class Entry:
 
     @cached_property
     def file(self) -> Path:
-        """The file that holds the weights, where a directory holds exactly one; else the path itself."""
+        """What is opened: the path itself, or the only file with weights in a directory that no format knows."""
         return weights_file(self.path, self.weights)
 
     @cached_property
@@ -91,13 +91,15 @@ class Entry:
 
 
 def weights_file(path: Path, globs: Sequence[str] = ()) -> Path:
-    """The single file with the weights in a checkpoint directory; the path itself for files and for several files.
+    """What to open of a checkpoint: the path itself for a file and for a directory that a format knows.
+
+    In any other directory it is the single file that its layout, or custom, calls the weights.
 
     Args:
         path: A checkpoint.
         globs: What its layout calls the weights, best first.
     """
-    if not path.is_dir():
+    if not path.is_dir() or format_of_directory(path) is not None:
         return path
     inside = sorted(name for name in os.listdir(path) if name.lower().endswith((*WEIGHT_SUFFIXES, ".index.json")))
     if any(name.endswith(".index.json") for name in inside):

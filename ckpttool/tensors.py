@@ -275,6 +275,8 @@ class Artifact:
         keep_state: Whether the training state in the template's container is kept as well.
         provenance: What the output was made of, JSON-able; written into the file where the format can hold it.
         stem: The output's file name without its suffix.
+        max_shard_bytes: Split the weights anew into files of at most so many bytes of tensors; None keeps the
+            template's files. For formats that have shards.
     """
 
     tensors: Mapping[TensorId, OutputTensor]
@@ -284,6 +286,7 @@ class Artifact:
     keep_state: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
     stem: str = "archive"
+    max_shard_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ HF = ("model.safetensors", "config.json", "optimizer.pt", "trainer_state.json")
 EXAMPLES = {
     "fairseq": (
         {"checkpoint9.pt": (None, 9), "checkpoint10.pt": (None, 10), "checkpoint_3_2500.pt": (2500, 3)},
-        ["checkpoint_best.pt", "checkpoint_last.pt", "checkpoint.best_bleu_28.3512.pt", "checkpoint9-shard0.pt"],
+        ["checkpoint_best.pt", "checkpoint_last.pt", "checkpoint.best_bleu_28.3512.pt", "checkpoint9-shard1.pt"],
         None,
     ),
     "opennmt-py": ({"m_step_900.pt": (900, None), "m_step_1000.pt": (1000, None)}, ["avg_step_1000.pt"], None),

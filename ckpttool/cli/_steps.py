@@ -114,6 +114,7 @@ def plan_keywords(policy: PolicyOptions, run: RunOptions) -> dict[str, Any]:
         "integers": policy.integers,
         "keep_state": policy.keep_state,
         "allow_nonfinite": policy.allow_nonfinite,
+        "max_shard_bytes": policy.max_shard_size,
         "force": run.force,
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -301,6 +301,7 @@ def lay_out_part(
         tensors={mine: artifact.tensors[whole] for whole, mine in share.items()},
         ties={mine: share[artifact.ties[whole]] for whole, mine in share.items() if whole in artifact.ties},
         template=template,
+        max_shard_bytes=None,
         stem=name.rpartition("/")[2].rpartition(".")[0] or "archive",
     )
     (file,) = get_format(format_name).lay_out(inner)
@@ -320,10 +321,10 @@ def json_file(name: str, content: Any) -> OutputFile:
     return OutputFile(name, len(data), literals=((0, data),))
 
 
-def companion_files(directory: Directory, artifact: Artifact, wanted: Callable[[str], bool]) -> list[OutputFile]:
-    """The companions of an output: those that are wanted by their path, with the training state if it is kept."""
+def companion_files(directory: Directory, artifact: Artifact, without: Collection[str] = ()) -> list[OutputFile]:
+    """The companions of an output, with the training state if it is kept, and none from the folders of `without`."""
     return [
         copy_file(each)
         for each in directory.companions
-        if (artifact.keep_state or not each.is_state) and wanted(each.name)
+        if (artifact.keep_state or not each.is_state) and each.name.rpartition("/")[0] not in without
     ]

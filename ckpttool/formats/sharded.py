@@ -9,6 +9,7 @@ and code, and without its training state. Layout: https://huggingface.co/docs/sa
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import struct
@@ -29,7 +30,6 @@ from ckpttool.formats.directories import (
     lay_out_part,
     layout_row,
     load_json,
-    matches,
     open_part,
     shares,
 )
@@ -72,8 +72,6 @@ class Family:
         variant: ``fp16`` in ``model.fp16.safetensors``.
         index: Name of the index, if it has one.
         files: Names of the files with tensors, in order.
-        metadata: What the index says beside the size and the map.
-        order: Names of the tensors in the order of the index, if it has one.
     """
 
     folder: str
@@ -82,7 +80,6 @@ class Family:
     variant: str = ""
     index: str | None = None
     files: tuple[str, ...] = ()
-    metadata: tuple[tuple[str, Any], ...] = ()
 
     def path(self, name: str) -> str:
         """A file's path in the directory."""
@@ -134,14 +131,12 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
     if family is None and not components:
         _refuse_without_weights(path)
     chosen: str | None = None
-    if section in components:
+    if section is not None and section in components:
         chosen, components, section = section, {section: components[section]}, None
-    families = [family] if family is not None else list(components.values())
-    if family is not None:
-        families += _modules(path, notes)
+    families = [family, *_modules(path, notes)] if family is not None else list(components.values())
     parts: list[Part] = []
     for each in families:
-        parts += _parts(path, each, section, components, notes, alone=chosen is not None)
+        parts += _parts(path, each, section, _naming(each, components, alone=chosen is not None), notes)
         if each.stem in _ADAPTERS:
             notes.append(
                 "adapters are averaged factor by factor: the mean of the A's times the mean of the B's"
@@ -187,9 +182,7 @@ def _choose(path: Path, folder: str, notes: list[str]) -> Family | None:
             if (match["variant"] or "").isdigit():  # Eole: model.00.safetensors, model.01.safetensors
                 pieces.setdefault((match["stem"], match["suffix"]), []).append(name)
             else:
-                candidates.append(
-                    Family(folder, match["stem"], match["suffix"], match["variant"] or "", files=(name,))
-                )
+                candidates.append(Family(folder, match["stem"], match["suffix"], match["variant"] or "", files=(name,)))
     candidates += [Family(folder, stem, suffix, files=tuple(some)) for (stem, suffix), some in pieces.items()]
     if not candidates:
         shards = [name for name in names if _SHARD.fullmatch(name)]
@@ -250,32 +243,30 @@ def _modules(path: Path, notes: list[str]) -> list[Family]:
     return found
 
 
-def _parts(
-    path: Path,
-    family: Family,
-    section: str | None,
-    components: Mapping[str, Family],
-    notes: list[str],
-    *,
-    alone: bool,
-) -> list[Part]:
+def _naming(family: Family, components: Mapping[str, Family], *, alone: bool) -> tuple[str, str]:
+    """Of the tensors of a family: which copy of the weights they are, and what stands before their names."""
+    if alone or not family.folder:
+        return "", ""
+    if family.folder not in components:
+        return "", f"{family.folder}:"
+    copies = {name for name in components if name.endswith("_ema") and name.removesuffix("_ema") in components}
+    is_copy = family.folder in copies
+    base = family.folder.removesuffix("_ema") if is_copy else family.folder
+    return family.folder if is_copy else "", f"{base}:" if len(components) - len(copies) > 1 else ""
+
+
+def _parts(path: Path, family: Family, section: str | None, naming: tuple[str, str], notes: list[str]) -> list[Part]:
     """The files of one family, opened and held against their index."""
-    of_copy, prefix = "", ""
-    if components and not alone:
-        base = family.folder.removesuffix("_ema")
-        is_copy = base != family.folder and base in components
-        bases = [name for name in components if name.removesuffix("_ema") not in components or name == base]
-        plain = [name for name in components if not (name.endswith("_ema") and name.removesuffix("_ema") in components)]
-        of_copy = family.folder if is_copy else ""
-        prefix = f"{base}:" if len(plain) > 1 and bases else ""
-    elif family.folder and not alone:
-        prefix = f"{family.folder}:"
+
+    def opened(name: str) -> Part:
+        return Part(family.path(name), open_part(path / family.path(name), section), *naming)
+
     if family.index is None:
-        return [Part(family.path(name), open_part(path / family.path(name), section), of_copy, prefix) for name in family.files]
+        return [opened(name) for name in family.files]
     place = path / family.path(family.index)
     weight_map, metadata = _read_index(place, family.suffix)
     files = sorted(set(weight_map.values()))
-    parts = [Part(family.path(name), open_part(path / family.path(name), section), of_copy, prefix) for name in files]
+    parts = [opened(name) for name in files]
     total = 0
     seen: dict[str, str] = {}
     for name, part in zip(files, parts, strict=True):
@@ -344,7 +335,7 @@ def _refuse_without_weights(path: Path) -> None:
     raise UnsupportedError(
         f"{path}: no weights of the whole model in it: DeepSpeed has partitioned them",
         path=path,
-        hint="Convert each checkpoint first: python zero_to_fp32.py . . --safe_serialization (the script is inside it).",
+        hint="Convert each checkpoint first: python zero_to_fp32.py . . --safe_serialization (the script is in it).",
     )
 
 
@@ -368,9 +359,7 @@ def _trainer_state(path: Path, notes: list[str]) -> tuple[int | None, dict[str, 
 def _stale(path: Path) -> list[str]:
     """Weights in the directory that are not taken: other formats, other variants, orphaned shards."""
     return [
-        name
-        for name in os.listdir(path)
-        if _SINGLE.fullmatch(name) or _SHARD.fullmatch(name) or _INDEX.fullmatch(name)
+        name for name in os.listdir(path) if _SINGLE.fullmatch(name) or _SHARD.fullmatch(name) or _INDEX.fullmatch(name)
     ]
 
 
@@ -396,35 +385,94 @@ def _folders(path: Path, families: Sequence[Family]) -> list[str]:
 def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
     """Lay a directory out: the newest member's files and shards, a new index, and what goes along.
 
-    With `artifact.max_shard_bytes` the weights are split anew: greedily in the order of the tensors; one that is larger
-    gets a shard of its own; one shard alone needs no index. This is what huggingface_hub does.
+    With `artifact.max_shard_bytes` the weights are split anew; see `_split`.
     """
     template = artifact.template
     if template is None or template.format != NAME:
-        family = Family("", "model", "safetensors")
-        return tuple(_split(artifact, family, None, [*artifact.tensors], {}, artifact.max_shard_bytes))
+        names = {identity: identity for identity in artifact.tensors if not identity[0]}
+        return tuple(_split(artifact, Family("", "model", "safetensors"), "safetensors", None, names))
     directory: Directory = template.container
     files: list[OutputFile] = []
     dropped: set[str] = set()
+    everything = shares(artifact, directory.parts)
     for family in directory.extra:
-        own = [part for part in directory.parts if part.name.rpartition("/")[0] == family.folder]
-        kept = [(part, share) for part, share in shares_of(artifact, directory.parts) if part in own]
-        if not kept:
-            dropped.add(family.folder)
-        elif artifact.max_shard_bytes is not None:
-            share = {whole: mine for _, each in kept for whole, mine in each.items()}
-            order = [identity for identity in artifact.tensors if identity in share]
-            files += _split(artifact, family, kept[0][0].checkpoint, order, share, artifact.max_shard_bytes)
-        else:
-            laid = [lay_out_part(artifact, p.name, p.checkpoint.format, p.checkpoint, share) for p, share in kept]
+        own = [(part, share) for part, share in everything if part.name.rpartition("/")[0] == family.folder]
+        if not own:
+            dropped.update({family.folder} - {""})
+        elif artifact.max_shard_bytes is None:
+            laid = [lay_out_part(artifact, p.name, p.checkpoint.format, p.checkpoint, share) for p, share in own]
             files += laid
             if family.index is not None:
-                files.append(_index(artifact, family, laid, [share for _, share in kept]))
-    dropped.discard("")
-    files += companion_files(directory, artifact, lambda name: name.rpartition("/")[0] not in dropped)
+                files.append(_index(artifact, family, laid, [share for _, share in own]))
+        else:
+            share = {whole: inner for _, each in own for whole, inner in each.items()}
+            order = {whole: share[whole] for whole in artifact.tensors if whole in share}
+            checkpoints = [part.checkpoint for part, _ in own]
+            files += _split(artifact, family, checkpoints[0].format, _joined(checkpoints), order)
+    files += companion_files(directory, artifact, dropped)
     return tuple(files)
 
 
-def shares_of(artifact: Artifact, parts: Sequence[Part]) -> list[tuple[Part, dict[TensorId, TensorId]]]:
-    """As `directories.shares`."""
-    return shares(artifact, parts)
+def _joined(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    """Shards as one template: the metadata of the first, and which of tied names are stored in any of them."""
+    first = checkpoints[0]
+    if first.format != "safetensors":
+        return None
+    return replace(first, container=tuple(name for each in checkpoints for name in each.container))
+
+
+def _split(
+    artifact: Artifact,
+    family: Family,
+    format_name: str,
+    template: Checkpoint | None,
+    share: Mapping[TensorId, TensorId],
+) -> list[OutputFile]:
+    """Split tensors over shards as huggingface_hub does.
+
+    Greedily in their order: a tensor that does not fit any more begins the next shard, and one that is larger than a
+    shard gets one of its own. Tied tensors are one tensor. One shard alone needs no index.
+    """
+    sizes = {whole: artifact.tensors[whole].nbytes for whole in share if whole not in artifact.ties}
+    limit = artifact.max_shard_bytes or sum(sizes.values())
+    shards: list[dict[TensorId, TensorId]] = [{}]
+    filled = 0
+    home: dict[TensorId, int] = {}
+    for whole, nbytes in sizes.items():
+        if shards[-1] and filled + nbytes > limit:
+            shards.append({})
+            filled = 0
+        filled += nbytes
+        shards[-1][whole] = share[whole]
+        home[whole] = len(shards) - 1
+    for whole, inner in share.items():
+        if whole in artifact.ties:
+            shards[home[artifact.ties[whole]]][whole] = inner
+    names = [family.path(family.shard(number + 1, len(shards))) for number in range(len(shards))]
+    files = [
+        lay_out_part(artifact, name, format_name, template, each) for name, each in zip(names, shards, strict=True)
+    ]
+    return files if len(shards) == 1 else [*files, _index(artifact, family, files, shards)]
+
+
+def _index(
+    artifact: Artifact, family: Family, files: Sequence[OutputFile], contents: Sequence[Mapping[TensorId, TensorId]]
+) -> OutputFile:
+    """The index of shards. Its size counts the bytes of tensors, of tied ones once, and no headers."""
+    weight_map: dict[str, str] = {}
+    total = 0
+    for file, share in zip(files, contents, strict=True):
+        total += sum(artifact.tensors[whole].nbytes for whole in share if whole not in artifact.ties)
+        names = _stored(file) if family.suffix == "safetensors" else [name for _, name in share.values()]
+        weight_map.update((name, file.name.rpartition("/")[2]) for name in names)
+    elements = sum(math.prod(artifact.tensors[w].shape) for share in contents for w in share if w not in artifact.ties)
+    metadata = {"total_parameters": elements, _INDEX_TOTAL: total}
+    content = {"metadata": metadata, "weight_map": weight_map}
+    return json_file(family.path(family.index_name()), content)
+
+
+def _stored(file: OutputFile) -> list[str]:
+    """The names in the header of a safetensors file that is laid out: of tied names, those that have bytes."""
+    header = file.literals[0][1]
+    (length,) = struct.unpack_from("<Q", header)
+    return [name for name in json.loads(header[8 : 8 + length]) if name != "__metadata__"]
