@@ -54,6 +54,7 @@ class Format(Protocol):
 
 
 _MODULES = {
+    "distributed": "ckpttool.formats.distributed",
     "parts": "ckpttool.formats.parts",
     "torch": "ckpttool.formats.torch_file",
     "safetensors": "ckpttool.formats.safetensors_file",

@@ -49,8 +49,10 @@ class ChunkFiles:
     ) -> None:
         self._stack.close()
 
-    def tensor(self, key: str, name: str, offset: int, nbytes: int, shape: tuple[int, ...], dtype: DType) -> TensorSpec:
-        """The tensor in a chunk.
+    def tensor(
+        self, key: str, name: str, offset: int, nbytes: int, shape: tuple[int, ...], dtype: DType
+    ) -> TensorSpec | Refused:
+        """The tensor in a chunk, or what it is if that is nothing that can be averaged.
 
         Args:
             key: The tensor that it is a chunk of, for messages.
@@ -62,7 +64,7 @@ class ChunkFiles:
 
         Raises:
             UnreadableError: The file is missing or ends before the chunk does, or the chunk is something else.
-            UnsupportedError: The chunk is compressed, or its tensor is not a dense one.
+            UnsupportedError: The chunk is compressed.
         """
         path = self._root / name
         archive = self._archive(key, name, offset, nbytes)
@@ -71,7 +73,7 @@ class ChunkFiles:
         storages = Storages(path, lambda ref: _plain(archive, top, ref, key), big_endian=big_endian)
         spec = TensorReader(storages).read(graph)
         if isinstance(spec, Refused):
-            raise UnsupportedError(f"{path}: {key} is {spec.kind}", path=path, tensor=key)
+            return spec
         if spec is None:
             raise UnreadableError(f"{path}: {key}: there is no tensor at byte {offset:,}", path=path, tensor=key)
         if (spec.shape, spec.dtype) != (shape, dtype):

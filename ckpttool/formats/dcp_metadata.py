@@ -262,7 +262,9 @@ class _Parser:
 _DTYPES = {name: inert_type("torch", name) for name in DTYPES}
 
 
-def rewrite(metadata: Metadata, places: Mapping[str, Mapping[Inert, tuple[int, int]]], dtypes: Mapping[str, DType]) -> bytes:
+def rewrite(
+    metadata: Metadata, places: Mapping[str, Mapping[Inert, tuple[int, int]]], dtypes: Mapping[str, DType]
+) -> bytes:
     """The metadata of a directory with other contents, cut in the same way into the same files.
 
     Where it was saved, and as what, is not kept: that is not this directory.
