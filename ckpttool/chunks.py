@@ -7,6 +7,7 @@ ranks. Whatever the cut, one member's pieces need not be another's.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
 from ckpttool.tensors import Piece, Region, TensorSpec, c_strides
@@ -100,6 +101,9 @@ def narrow(spec: TensorSpec, region: Region) -> TensorSpec:
         if not math.prod(region.sizes):
             first = spec.offset
         return TensorSpec.view(spec.dtype, spec.storage, first, region.sizes, strides, big_endian=spec.big_endian)
+    at = bisect_left(spec.pieces, region.offsets, key=lambda piece: piece.offsets)
+    if at < len(spec.pieces) and (spec.pieces[at].offsets, spec.pieces[at].spec.shape) == region:
+        return spec.pieces[at].spec
     parts = []
     for piece in spec.pieces:
         common = intersection(region, Region(piece.offsets, piece.spec.shape))

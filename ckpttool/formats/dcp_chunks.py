@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -24,6 +25,8 @@ _MAX_PICKLE = 1 << 20
 _MAX_OPEN = 64
 """Files kept open: a checkpoint of many ranks has more than a process may have."""
 
+_LITTLE = zlib.crc32(b"little")
+
 _INTERRUPTED = "The run may have been interrupted while it was saving, or a copy was not finished."
 
 
@@ -37,9 +40,9 @@ class ChunkFiles:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._stack = ExitStack()
-        self._files: dict[str, tuple[BinaryIO, int]] = {}
-        # The pickles of equally large chunks are equal.
-        self._graphs: dict[bytes, Any] = {}
+        self._files: dict[str, tuple[Path, BinaryIO, int]] = {}
+        # The pickles of equally large chunks are equal, and so are their lengths and checksums.
+        self._graphs: dict[tuple[int, int], Any] = {}
 
     def __enter__(self) -> ChunkFiles:  # noqa: PYI034  # typing.Self came with Python 3.11
         return self
@@ -66,11 +69,12 @@ class ChunkFiles:
             UnreadableError: The file is missing or ends before the chunk does, or the chunk is something else.
             UnsupportedError: The chunk is compressed.
         """
-        path = self._root / name
         archive = self._archive(key, name, offset, nbytes)
+        path = archive.path
         top, graph = self._graph(archive, key)
-        big_endian = f"{top}/byteorder" in archive.names and archive.read(f"{top}/byteorder") == b"big"
-        storages = Storages(path, lambda ref: _plain(archive, top, ref, key), big_endian=big_endian)
+        storages = Storages(
+            path, lambda ref: _plain(archive, top, ref, key), big_endian=_is_big_endian(archive, f"{top}/byteorder")
+        )
         spec = TensorReader(storages).read(graph)
         if isinstance(spec, Refused):
             return spec
@@ -94,7 +98,7 @@ class ChunkFiles:
         """
         archive = self._archive(key, name, offset, nbytes)
         top, graph = self._graph(archive, key)
-        return graph, Storages(self._root / name, lambda ref: _plain(archive, top, ref, key))
+        return graph, Storages(archive.path, lambda ref: _plain(archive, top, ref, key))
 
     def check(self, key: str, name: str, offset: int, nbytes: int) -> None:
         """Make sure that a file is there and long enough.
@@ -102,9 +106,8 @@ class ChunkFiles:
         Raises:
             UnreadableError: It is not.
         """
-        size = self._open(key, name)[1]
+        path, _, size = self._open(key, name)
         if offset + nbytes > size:
-            path = self._root / name
             raise UnreadableError(
                 f"{path}: the file is truncated: {key} ends at byte {offset + nbytes:,}, the file at {size:,}",
                 path=path,
@@ -114,9 +117,10 @@ class ChunkFiles:
 
     def _archive(self, key: str, name: str, offset: int, nbytes: int) -> Archive:
         self.check(key, name, offset, nbytes)
-        return archive_inside(self._root / name, self._open(key, name)[0], offset, nbytes)
+        path, file, _ = self._open(key, name)
+        return archive_inside(path, file, offset, nbytes)
 
-    def _open(self, key: str, name: str) -> tuple[BinaryIO, int]:
+    def _open(self, key: str, name: str) -> tuple[Path, BinaryIO, int]:
         known = self._files.get(name)
         if known is not None:
             return known
@@ -133,23 +137,31 @@ class ChunkFiles:
             ) from error
         except OSError as error:
             raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
-        self._files[name] = file, size
-        return file, size
+        self._files[name] = path, file, size
+        return path, file, size
 
     def _graph(self, archive: Archive, key: str) -> tuple[str, Any]:
         """The top directory of a torch file, and its object."""
         found = next((name for name in archive.names if name.endswith(_PICKLE) and name.count("/") == 1), None)
         if found is None:
             raise UnreadableError(f"{archive.path}: {key} is no torch file", path=archive.path, tensor=key)
-        if archive.entry(found).nbytes > _MAX_PICKLE:
+        entry = archive.entry(found)
+        if entry.nbytes > _MAX_PICKLE:
             raise UnsupportedError(f"{archive.path}: {key}: too large a pickle", path=archive.path, tensor=key)
-        data = archive.read(found)
-        if data not in self._graphs:
+        known = self._graphs.get((entry.nbytes, entry.crc32)) if entry.crc32 else None
+        if known is None:
             try:
-                self._graphs[data] = load(data, path=archive.path, persistent_load=storage_ref)[0]
+                known, _ = load(archive.read(found), path=archive.path, persistent_load=storage_ref)
             except EOFError as error:
                 raise UnreadableError(f"{archive.path}: {key}: cut short", path=archive.path, tensor=key) from error
-        return found[: -len(_PICKLE)], self._graphs[data]
+            self._graphs[entry.nbytes, entry.crc32] = known
+        return found[: -len(_PICKLE)], known
+
+
+def _is_big_endian(archive: Archive, name: str) -> bool:
+    if name not in archive.names or archive.entry(name).crc32 == _LITTLE:
+        return False
+    return archive.read(name) == b"big"
 
 
 def _plain(archive: Archive, top: str, ref: StorageRef, key: str) -> Extent:
