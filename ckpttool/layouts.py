@@ -466,7 +466,7 @@ LAYOUTS: tuple[Layout, ...] = (
     # Any other trainer's directories of torch.distributed.checkpoint.
     Layout(
         "dcp",
-        (r"(?:.*[^\d])?(?P<step>\d+)(?:\.ckpt)?",),
+        (r"(?:[^=]*[-_])?ep(?:och)?[-_]?(?P<epoch>\d+)", r"(?:[^=]*[^=\d])?(?P<step>\d+)(?:\.ckpt)?"),
         "directory",
         weights=(".metadata",),
         markers=(".metadata",),

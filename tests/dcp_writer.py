@@ -60,7 +60,7 @@ def flatten(state: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[
         if isinstance(value, Mapping) and value:
             flat.update(flatten(value, (*path, key)))
         else:
-            flat[*path, key] = value
+            flat[(*path, key)] = value
     return flat
 
 

@@ -26,7 +26,7 @@ from ckpttool.tensors import Extent, Piece, TensorSpec
 
 __all__ = ["FlatTree", "plain_values", "tree_of"]
 
-_FLAT_OPTIMIZER = re.compile(r"((?:chained_\d+\.)?optim(?:izer)?s?(?:_\d+)?)\.(.+)")
+_FLAT_OPTIMIZER = re.compile(r"(?:chained_\d+\.)?optim(?:izer)?s?(?:_\d+)?\..+")
 """A key of an optimizer in a dict that was saved flat, as Megatron and torchtitan save it."""
 
 _MAX_VALUE = 1 << 16
@@ -93,8 +93,7 @@ def tree_of(metadata: Metadata) -> FlatTree:
 
 def _place(key: str, path: KeyPath | None) -> KeyPath:
     if path is None or len(path) == 1:
-        found = _FLAT_OPTIMIZER.fullmatch(key)
-        return (found[1], found[2]) if found is not None else (key,)
+        return ("optimizer", key) if _FLAT_OPTIMIZER.fullmatch(key) else (key,)
     return path
 
 
@@ -104,8 +103,7 @@ def _optimizer(place: KeyPath) -> KeyPath | None:
         # Composer nests all it has in "state"; deeper down, it is a module of the model that is called so.
         if depth and place[0] != "state":
             return None
-        name = str(place[depth]).rpartition(".")[2]
-        if OPTIMIZER_KEYS.fullmatch(name):
+        if OPTIMIZER_KEYS.fullmatch(str(place[depth])):
             return place[: depth + 1]
     return None
 
