@@ -43,10 +43,10 @@ wheel-smoke: $(DEV_ENV)/made  ## Build the wheel, and use it in an environment w
 	cd $(SMOKE)/empty && ../env/bin/ckpttool average $(abspath $(DIGITS)/run) --last 5 -o averaged.safetensors
 
 bench: $(DEV_ENV)/made  ## Measure speed and memory (makes its data in benchmarks/data)
-	set -e; for script in benchmarks/*.py; do $(DEV_ENV)/bin/python $$script; done
+	set -e; for script in $(wildcard benchmarks/*.py); do $(DEV_ENV)/bin/python $$script; done
 
 figures: $(DEV_ENV)/made  ## Make the pictures of the documentation again
-	set -e; for script in docs/make_*.py; do $(DEV_ENV)/bin/python $$script; done
+	set -e; for script in $(wildcard docs/make_*.py); do $(DEV_ENV)/bin/python $$script; done
 
 clean:  ## Remove everything that make has made
 	rm -rf $(USER_ENV) $(DEV_ENV) build dist

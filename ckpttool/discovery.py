@@ -20,6 +20,7 @@ from typing import Literal
 from ckpttool.detection import Classified, Named, classify, detect, name_numbers
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UsageError
 from ckpttool.formats import format_of_directory
+from ckpttool.formats.parts import rank_folders
 from ckpttool.selection import Discovery, Entry, Unit, stated_step, weights_file
 from ckpttool.tensors import Checkpoint, Skipped
 
@@ -87,6 +88,10 @@ def discover(
         found = detect(listing, layout=layout, where=str(directory))
     except NotFoundError as error:
         kind = format_of_directory(directory) if layout is None and not include else None
+        ranks = rank_folders(directory) if kind is None else []
+        if ranks:  # NeMo with model parallelism: a folder for each rank, and every checkpoint is in all of them
+            inner = discover(directory / ranks[0], layout=layout, section=section, include=include, exclude=exclude)
+            return replace(inner, why=f"{inner.why}, in each of {len(ranks)} folders like {ranks[0]}")
         if kind != "parts":  # its folders and files are pieces
             _ask_for_subdirectory(directory, everything)
         if layout is None and not include and (kind is not None or weights_file(directory) != directory):
@@ -265,7 +270,7 @@ def _explain_aliases(directory: Path, found: Classified, entries: list[Entry]) -
         # The newest first: that is what most aliases are.
         twin = next((entry for entry in stepped or reversed(copies) if _same_samples(path, entry.path)), None)
         if twin is not None:
-            skipped.append(Skipped(path, f"a copy of {twin.name} (same size, same bytes wherever compared)"))
+            skipped.append(Skipped(path, f"a copy of {twin.name} (same size, same samples)"))
             continue
         skipped.append(Skipped(path, reason if step is None else f"{reason} (step {step})"))
     return skipped

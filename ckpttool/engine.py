@@ -9,30 +9,29 @@ the same order wherever it is computed. Memory is a few chunks, whatever the mod
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import queue
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpttool import numerics
+from ckpttool import crc32c, numerics
 from ckpttool.checksums import combine_crc32
-from ckpttool.chunks import narrow
 from ckpttool.errors import CkpttoolError, MismatchError, NonFiniteError, UsageError
 from ckpttool.formats import get_format
 from ckpttool.output import StagedOutput, check_output, terminate_as_interrupt
-from ckpttool.piece_io import PiecedView, open_view, read_values
-from ckpttool.plan import Action, Plan, PlannedTensor
-from ckpttool.storage_io import Source, Sources, View
-from ckpttool.tensors import OutputTensor, Region, TensorId, TensorSpec
+from ckpttool.piece_io import PiecedView, read_values
+from ckpttool.plan import Plan
+from ckpttool.storage_io import Source, Sources
+from ckpttool.tasks import Chunk, Comparison, Copying, Preparation, SumRecipe, Task, TensorTask, label_of, not_tied
+from ckpttool.tensors import TensorId, TensorSpec
 
 __all__ = ["Result", "execute", "execute_together", "expected_memory", "read_values"]
 
@@ -41,9 +40,7 @@ Bytes: TypeAlias = NDArray[np.uint8]
 CHUNK_ELEMENTS = 1 << 18
 """Elements that are summed at a time: large enough that Python's part does not show, small enough for the cache."""
 
-_SMALLEST_CHUNK = 1 << 14
 _MOST_JOBS = 4
-_COPY_BYTES = 1 << 20
 _PROCESS_BYTES = 44_000_000
 """Measured: the interpreter with click, numpy and ml_dtypes imported."""
 
@@ -128,7 +125,7 @@ def execute_together(
             check_output(plan.output, plan.files, force=plan.force, inputs=inputs)
         first_parent = Path(os.path.realpath(plans[0].output)).parent
         sources = stack.enter_context(contextlib.closing(Sources(first_parent if first_parent.is_dir() else None)))
-        tasks = _Preparation(plans, sources).tasks(max(1, chunk_elements))
+        tasks = Preparation(plans, sources).tasks(max(1, chunk_elements))
         stages = [
             stack.enter_context(StagedOutput(plan.output, plan.files, force=plan.force, inputs=inputs))
             for plan in plans
@@ -180,283 +177,14 @@ def _input_paths(plans: Sequence[Plan]) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-def _label(tensor_id: TensorId) -> str:
-    """A tensor as messages name it."""
-    section, name = tensor_id
-    return f"{section}.{name}" if section else name
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# What is to be done
-
-
-@dataclass(frozen=True, slots=True)
-class _Sum:
-    """How one plan's value of a tensor follows from the views that are read.
-
-    Attributes:
-        action: What becomes of it.
-        operands: Dtype and weight of each term.
-        views: For each term, which of the views it is.
-        newest: Index of the newest term.
-        divisor: What the sum is divided by.
-        component: The output's real dtype.
-        is_averaged: Whether NaN and infinity are looked for.
-    """
-
-    action: Action
-    operands: tuple[numerics.Operand, ...]
-    views: tuple[int, ...]
-    newest: int
-    divisor: float
-    component: str
-    is_averaged: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Recipe:
-    """What tensors must have in common to share a chunk."""
-
-    sums: tuple[_Sum | None, ...]
-    components: tuple[str, ...]
-    swaps: tuple[bool, ...]
-    lanes: int
-
-
-@dataclass(slots=True)
-class _Tensor:
-    """A tensor with its views and its places; one PlannedTensor and one place for each plan that writes it."""
-
-    label: str
-    numel: int
-    views: list[View | PiecedView]
-    planned: list[PlannedTensor | None]
-    places: list[tuple[int, int] | None]
-    """For each plan, (index of the file, offset in it)."""
-
-
-@dataclass(slots=True)
-class _Chunk:
-    """Parts of tensors that are summed together: (tensor, first element, one past the last)."""
-
-    recipe: _Recipe
-    pieces: list[tuple[_Tensor, int, int]] = field(default_factory=list)
-    size: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Copying:
-    """Bytes of an input that are written as they are."""
-
-    plan: int
-    file: int
-    slot: int
-    """Offset of the whole copy in the output file, by which its checksum is known."""
-    start: int
-    nbytes: int
-    source: Source
-    position: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Comparison:
-    """Elements of two views that must be equal."""
-
-    path: Path
-    label: str
-    other: str
-    views: tuple[View | PiecedView, View | PiecedView]
-    start: int
-    stop: int
-
-
-_Task: TypeAlias = "_Chunk | _Copying | _Comparison"
-
-
-class _Place(NamedTuple):
-    """Where in a plan's files a tensor, or a region of one, is written."""
-
-    file: int
-    offset: int
-    nbytes: int
-
-
-def _region_bytes(output: OutputTensor, region: Region | None) -> int:
-    return output.nbytes if region is None else math.prod(region.sizes) * output.dtype.itemsize
-
-
-class _Preparation:
-    """Opens what the plans read, and cuts the work into tasks."""
-
-    def __init__(self, plans: Sequence[Plan], sources: Sources) -> None:
-        self._plans = plans
-        self._sources = sources
-        self._recipes: dict[_Recipe, _Recipe] = {}
-
-    def tasks(self, chunk_elements: int) -> list[_Task]:
-        """Everything that has to be done, in the order of the output's bytes."""
-        tensors = self._tensors()
-        tasks: list[_Task] = []
-        self._compare(tasks, chunk_elements)
-        open_chunks: dict[int, _Chunk] = {}
-        for tensor, recipe in tensors:
-            together = len(recipe.components) if len(self._plans) > 1 else 1
-            limit = (
-                chunk_elements
-                if together == 1
-                else max(min(_SMALLEST_CHUNK, chunk_elements), chunk_elements // together)
-            )
-            start = 0
-            while start < tensor.numel:
-                chunk = open_chunks.get(id(recipe))
-                if chunk is None:
-                    chunk = open_chunks[id(recipe)] = _Chunk(recipe)
-                    tasks.append(chunk)
-                stop = min(tensor.numel, start + limit - chunk.size)
-                chunk.pieces.append((tensor, start, stop))
-                chunk.size += stop - start
-                if chunk.size >= limit:
-                    del open_chunks[id(recipe)]
-                start = stop
-        self._copy(tasks)
-        return tasks
-
-    def _tensors(self) -> list[tuple[_Tensor, _Recipe]]:
-        """The tensors that some plan has a place for, ordered by that place; of a tensor in pieces, each region."""
-        places: list[dict[TensorId, dict[Region | None, _Place]]] = []
-        for plan in self._plans:
-            by_tensor: dict[TensorId, dict[Region | None, _Place]] = {}
-            for index, file in enumerate(plan.files):
-                for slot in file.slots:
-                    place = _Place(index, slot.offset, slot.nbytes)
-                    by_tensor.setdefault(slot.tensor, {})[slot.region] = place
-            places.append(by_tensor)
-        by_id = [{tensor.id: tensor for tensor in plan.tensors} for plan in self._plans]
-        for index, plan in enumerate(self._plans):
-            missing = next((key for key in places[index] if key not in by_id[index]), None)
-            if missing is not None:
-                raise CkpttoolError(f"{plan.output}: nothing was planned for {_label(missing)}", tensor=_label(missing))
-            if index and by_id[index].keys() != by_id[0].keys():
-                raise UsageError("the plans are not about the same tensors, and cannot be executed together")
-        prepared = []
-        for tensor_id in by_id[0]:
-            planned = [by[tensor_id] for by in by_id]
-            regions = dict.fromkeys(region for place in places for region in place.get(tensor_id, ()))
-            for region in regions:
-                where = [place.get(tensor_id, {}).get(region) for place in places]
-                prepared.append((where[0] or _Place(0, 0, 0), self._tensor(tensor_id, region, planned, where)))
-        prepared.sort(key=lambda entry: entry[0][:2])
-        return [entry for _, entry in prepared]
-
-    def _tensor(
-        self,
-        tensor_id: TensorId,
-        region: Region | None,
-        planned: list[PlannedTensor],
-        where: list[_Place | None],
-    ) -> tuple[_Tensor, _Recipe]:
-        label = _label(tensor_id)
-        output = planned[0].output
-        views: list[View | PiecedView] = []
-        known: dict[TensorSpec, int] = {}
-        sums: list[_Sum | None] = []
-        lanes = numerics.lanes(output.dtype)
-        for plan, tensor, place in zip(self._plans, planned, where, strict=True):
-            if place is None:
-                sums.append(None)
-                continue
-            if tensor.output.shape != output.shape or tensor.output.strides != output.strides:
-                raise UsageError(f"{label}: the plans store it in different ways, and cannot be executed together")
-            taken = _region_bytes(tensor.output, region)
-            if place.nbytes != taken:
-                raise CkpttoolError(f"{plan.output}: {label} takes {taken} bytes, not {place.nbytes}", tensor=label)
-            indices = []
-            for term in tensor.terms:
-                spec = term.tensor
-                if spec.shape != output.shape or numerics.lanes(spec.dtype) != lanes:
-                    raise MismatchError(
-                        f"{plan.members[term.member].checkpoint.path}: {label} is {spec.dtype} {list(spec.shape)},"
-                        f" and the output {output.dtype} {list(output.shape)}",
-                        path=plan.members[term.member].checkpoint.path,
-                        tensor=label,
-                    )
-                if region is not None:
-                    spec = narrow(spec, region)
-                index = known.get(spec) if len(self._plans) > 1 else None
-                if index is None:
-                    index = len(views)
-                    views.append(open_view(spec, output.strides, self._sources, label))
-                    if len(self._plans) > 1:
-                        known[spec] = index
-                indices.append(index)
-            sums.append(
-                _Sum(
-                    tensor.action,
-                    tuple(
-                        [
-                            numerics.Operand(views[index].component, term.weight)
-                            for index, term in zip(indices, tensor.terms, strict=True)
-                        ]
-                    ),
-                    tuple(indices),
-                    tensor.newest,
-                    plan.divisor if tensor.action == "average" else 1,
-                    numerics.component(tensor.output.dtype),
-                    tensor.output.dtype.is_averaged,
-                )
-            )
-        recipe = _Recipe(
-            tuple(sums), tuple([view.component for view in views]), tuple([view.swap for view in views]), lanes
-        )
-        recipe = self._recipes.setdefault(recipe, recipe)
-        places = [None if place is None else (place.file, place.offset) for place in where]
-        kept = [tensor if place is not None else None for tensor, place in zip(planned, where, strict=True)]
-        numel = _region_bytes(output, region) // output.dtype.itemsize
-        return _Tensor(label, numel, views, kept, places), recipe
-
-    def _compare(self, tasks: list[_Task], chunk_elements: int) -> None:
-        """Tasks that compare what the output ties and a member does not."""
-        done = set()
-        for plan in self._plans:
-            for tensor in plan.tensors:
-                for other, first, second in tensor.must_equal:
-                    if (first, second) in done:
-                        continue
-                    done.add((first, second))
-                    path, label = first.storage.path, _label(tensor.id)
-                    if first.shape != second.shape or first.dtype != second.dtype:
-                        raise _not_tied(path, label, other)
-                    views = (
-                        open_view(first, None, self._sources, label),
-                        open_view(second, None, self._sources, other),
-                    )
-                    tasks.extend(
-                        _Comparison(path, label, other, views, start, min(first.numel, start + chunk_elements))
-                        for start in range(0, first.numel, chunk_elements)
-                    )
-
-    def _copy(self, tasks: list[_Task]) -> None:
-        """Tasks that copy bytes of an input as they are."""
-        for index, plan in enumerate(self._plans):
-            for number, file in enumerate(plan.files):
-                for copy in file.copies:
-                    source, position = self._sources.locate(copy.source, "its training state")
-                    tasks.extend(
-                        _Copying(
-                            index,
-                            number,
-                            copy.offset,
-                            start,
-                            min(_COPY_BYTES, copy.source.nbytes - start),
-                            source,
-                            position + start,
-                        )
-                        for start in range(0, copy.source.nbytes, _COPY_BYTES)
-                    )
-
-
 # ---------------------------------------------------------------------------------------------------------------
 # Doing it
+
+
+def _checksums_wanted(plan: Plan) -> list[str | None]:
+    """For each file of a plan the checksum that some seal asks for."""
+    names = {file.checksums_of or file.name for file in plan.files if file.seal is not None}
+    return [file.checksum if file.name in names else None for file in plan.files]
 
 
 class _Run:
@@ -465,13 +193,12 @@ class _Run:
     def __init__(self, plans: Sequence[Plan], stages: Sequence[StagedOutput]) -> None:
         self._plans = plans
         self._stages = stages
-        self._together = len(plans) > 1
-        self._sealed = [[file.seal is not None for file in plan.files] for plan in plans]
+        self._sealed = [_checksums_wanted(plan) for plan in plans]
         self._checksums: dict[tuple[int, int, int], list[tuple[int, int, int]]] = {}
         self._lock = threading.Lock()
         self.differing: list[set[TensorId]] = [set() for _ in plans]
 
-    def do(self, tasks: Sequence[_Task], jobs: int | None, on_progress: Callable[[int], None]) -> int:
+    def do(self, tasks: Sequence[Task], jobs: int | None, on_progress: Callable[[int], None]) -> int:
         """Do every task on a few threads, and report to `on_progress` from this one.
 
         Returns:
@@ -514,7 +241,7 @@ class _Run:
 
     def _work(
         self,
-        pending: Iterator[tuple[int, _Task]],
+        pending: Iterator[tuple[int, Task]],
         results: queue.SimpleQueue[tuple[int, int | BaseException]],
         stop: threading.Event,
     ) -> None:
@@ -535,14 +262,14 @@ class _Run:
         finally:
             results.put((-1, 0))
 
-    def _do(self, task: _Task, scratch: numerics.Scratch) -> int:
-        if isinstance(task, _Chunk):
+    def _do(self, task: Task, scratch: numerics.Scratch) -> int:
+        if isinstance(task, Chunk):
             return self._sum(task, scratch)
-        if isinstance(task, _Copying):
+        if isinstance(task, Copying):
             return self._copy(task, scratch)
         return _compare(task, scratch)
 
-    def _copy(self, task: _Copying, scratch: numerics.Scratch) -> int:
+    def _copy(self, task: Copying, scratch: numerics.Scratch) -> int:
         data = scratch.take("raw", task.nbytes, np.uint8)
         task.source.read_into(data.data, task.position, "its training state")
         self._write(task.plan, task.file, task.slot, task.start, data)
@@ -551,35 +278,42 @@ class _Run:
     def _write(self, plan: int, file: int, slot: int, start: int, data: Bytes) -> None:
         """Write part of a slot or copy, and keep its checksum where the file wants one."""
         self._stages[plan].write(file, slot + start, data.data)
-        if self._sealed[plan][file]:
+        if self._sealed[plan][file] is not None:
             self._note_checksum(plan, file, slot, start, data)
 
     def _note_checksum(self, plan: int, file: int, slot: int, start: int, data: Bytes) -> None:
-        checksum = zlib.crc32(data.data)
+        is_crc32c = self._sealed[plan][file] == "crc32c"
+        checksum = crc32c.extend(0, data.data) if is_crc32c else zlib.crc32(data.data)
         with self._lock:
             self._checksums.setdefault((plan, file, slot), []).append((start, checksum, data.nbytes))
 
     def seal(self) -> None:
         """Write what could only be known once the contents were: the checksums."""
         for index, plan in enumerate(self._plans):
+            numbers = {file.name: number for number, file in enumerate(plan.files)}
             for number, file in enumerate(plan.files):
                 if file.seal is None:
                     continue
-                offsets = [slot.offset for slot in file.slots] + [copy.offset for copy in file.copies]
-                checksums = {
-                    offset: combine_crc32(
-                        (checksum, nbytes)
-                        for _, checksum, nbytes in sorted(self._checksums.get((index, number, offset), ()))
-                    )
-                    for offset in offsets
-                }
-                for offset, data in file.seal(checksums):
+                summed = number if file.checksums_of is None else numbers[file.checksums_of]
+                for offset, data in file.seal(self._checksums_of(index, summed)):
                     self._stages[index].write(number, offset, data)
 
-    def _sum(self, chunk: _Chunk, scratch: numerics.Scratch) -> int:
+    def _checksums_of(self, index: int, number: int) -> dict[int, int]:
+        """The checksum of each slot and copy of a file, by offset."""
+        file = self._plans[index].files[number]
+        combine = crc32c.combine if file.checksum == "crc32c" else combine_crc32
+        offsets = [slot.offset for slot in file.slots] + [copy.offset for copy in file.copies]
+        return {
+            offset: combine(
+                (checksum, nbytes) for _, checksum, nbytes in sorted(self._checksums.get((index, number, offset), ()))
+            )
+            for offset in offsets
+        }
+
+    def _sum(self, chunk: Chunk, scratch: numerics.Scratch) -> int:
         """Read, add, round and write one chunk."""
         recipe = chunk.recipe
-        reader = _ChunkReader(chunk, scratch, keep=self._together)
+        reader = _ChunkReader(chunk, scratch, keep=recipe.keeps)
         for index, how in enumerate(recipe.sums):
             if how is None:
                 continue
@@ -590,6 +324,7 @@ class _Run:
                     divisor=how.divisor,
                     dtype=how.component,
                     scratch=scratch,
+                    kept=recipe.keeps,
                 )
             else:
                 result = self._newest(index, how, chunk, reader, scratch)
@@ -602,7 +337,9 @@ class _Run:
             self._write_chunk(index, chunk, result)
         return reader.bytes_read
 
-    def _newest(self, index: int, how: _Sum, chunk: _Chunk, reader: _ChunkReader, scratch: numerics.Scratch) -> Bytes:
+    def _newest(
+        self, index: int, how: SumRecipe, chunk: Chunk, reader: _ChunkReader, scratch: numerics.Scratch
+    ) -> Bytes:
         """The newest member's values, after comparing every other's with them."""
         newest = how.operands[how.newest].dtype
         base = scratch.take("base", chunk.size * chunk.recipe.lanes, numerics.numpy_dtype(newest)).view(np.uint8)
@@ -613,7 +350,7 @@ class _Run:
             other = reader.fetch(how.views[term])
             if numerics.same_values(base, newest, other, operand.dtype):
                 continue
-            for position, (tensor, start, stop) in _positions(chunk):
+            for position, (tensor, start, stop) in chunk.positions():
                 ends = (position * chunk.recipe.lanes, (position + stop - start) * chunk.recipe.lanes)
                 if numerics.same_values(
                     _part(base, newest, *ends), newest, _part(other, operand.dtype, *ends), operand.dtype
@@ -624,7 +361,7 @@ class _Run:
             return base
         return numerics.convert(base, newest, how.component, scratch)
 
-    def _note_difference(self, index: int, how: _Sum, tensor: _Tensor, term: int) -> None:
+    def _note_difference(self, index: int, how: SumRecipe, tensor: TensorTask, term: int) -> None:
         planned = tensor.planned[index]
         assert planned is not None
         if how.action == "newest":
@@ -640,7 +377,7 @@ class _Run:
             hint="Such tensors are not averaged. Take the newest one's with --integers newest.",
         )
 
-    def _write_chunk(self, index: int, chunk: _Chunk, result: Bytes) -> None:
+    def _write_chunk(self, index: int, chunk: Chunk, result: Bytes) -> None:
         """Write each piece at its place; neighbours that are neighbours there, too, in one go."""
         element = result.nbytes // chunk.size
         stage = self._stages[index]
@@ -654,7 +391,7 @@ class _Run:
             file, slot = place
             offset = slot + start * element
             end = position + (stop - start) * element
-            if sealed[file]:
+            if sealed[file] is not None:
                 self._note_checksum(index, file, slot, start, result[position:end])
             if file == run_file and offset == run_offset + run_end - run_start:
                 run_end = end
@@ -666,13 +403,13 @@ class _Run:
         stage.write(run_file, run_offset, result[run_start:run_end].data)
 
     def _explain_nonfinite(
-        self, index: int, how: _Sum, chunk: _Chunk, result: Bytes, scratch: numerics.Scratch
+        self, index: int, how: SumRecipe, chunk: Chunk, result: Bytes, scratch: numerics.Scratch
     ) -> NonFiniteError:
         """Find the tensor, and the member that is to blame."""
         lanes = chunk.recipe.lanes
         tensor = next(
             tensor
-            for position, (tensor, start, stop) in _positions(chunk)
+            for position, (tensor, start, stop) in chunk.positions()
             if numerics.has_nonfinite(
                 _part(result, how.component, position * lanes, (position + stop - start) * lanes), how.component
             )
@@ -711,7 +448,7 @@ class _Run:
 class _ChunkReader:
     """Reads a chunk's terms; each once where several plans want them."""
 
-    def __init__(self, chunk: _Chunk, scratch: numerics.Scratch, *, keep: bool) -> None:
+    def __init__(self, chunk: Chunk, scratch: numerics.Scratch, *, keep: bool) -> None:
         self._chunk = chunk
         self._scratch = scratch
         self._keep = keep
@@ -758,21 +495,13 @@ class _ChunkReader:
         return buffer
 
 
-def _positions(chunk: _Chunk) -> Iterator[tuple[int, tuple[_Tensor, int, int]]]:
-    """The pieces of a chunk with their positions in it, in elements."""
-    position = 0
-    for piece in chunk.pieces:
-        yield position, piece
-        position += piece[2] - piece[1]
-
-
 def _part(raw: Bytes, dtype: str, start: int, stop: int) -> Bytes:
     """Numbers [start, stop) of a chunk's bytes."""
     itemsize = numerics.numpy_dtype(dtype).itemsize
     return raw[start * itemsize : stop * itemsize]
 
 
-def _compare(task: _Comparison, scratch: numerics.Scratch) -> int:
+def _compare(task: Comparison, scratch: numerics.Scratch) -> int:
     total = 0
     buffers = []
     for number, view in enumerate(task.views):
@@ -783,17 +512,8 @@ def _compare(task: _Comparison, scratch: numerics.Scratch) -> int:
         total += raw.nbytes
         buffers.append(raw)
     if not np.array_equal(buffers[0], buffers[1]):
-        raise _not_tied(task.path, task.label, task.other)
+        raise not_tied(task.path, task.label, task.other)
     return total
-
-
-def _not_tied(path: Path, label: str, other: str) -> MismatchError:
-    return MismatchError(
-        f"{path}: {label} and {other} differ, and the output makes one tensor of them",
-        path=path,
-        tensor=label,
-        hint="The newest checkpoint ties these two and this one does not: it may be from another model.",
-    )
 
 
 def _available_cores() -> int:
@@ -826,9 +546,9 @@ def _verifier(plan: Plan) -> Callable[[Path], None]:
                     spec is None or (spec.dtype, spec.shape, spec.strides) != (output.dtype, shape, output.strides)
                 ):
                     raise CkpttoolError(
-                        f"{plan.output}: {_label(slot.tensor)} does not read back as it was planned; nothing was kept",
+                        f"{plan.output}: {label_of(slot.tensor)} does not read back as planned; nothing was kept",
                         path=plan.output,
-                        tensor=_label(slot.tensor),
+                        tensor=label_of(slot.tensor),
                         hint="This is a defect of ckpttool. Please report it with the plan (--dry-run --json).",
                     )
 

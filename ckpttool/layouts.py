@@ -114,7 +114,7 @@ COMMON_LEAVINGS: tuple[Rule, ...] = (
         r"|trainer_state|training-state|optim_states?|optimizer_states?|trainer)(?:[._-].*)?",
         "training state, not weights",
     ),
-    Rule(r".*-\d{5}-of-\d{5}\..*|.*[._-](?:shard|part|rank)_?\d+\..*", "one piece of a checkpoint in several files"),
+    Rule(r".*-\d{5}-of-\d{5}\..*|.*[._-](?:shard|part|rank)[_-]?\d+\..*", "one piece of a checkpoint in several files"),
 )
 """Left out in every layout, unless an entry pattern says otherwise."""
 
@@ -336,8 +336,11 @@ LAYOUTS: tuple[Layout, ...] = (
         weights=_HF_WEIGHTS,
         markers=(
             *_HF_WEIGHTS,
-            "model-*-of-*.safetensors",
-            "pytorch_model-*-of-*.bin",
+            # Variants and shards.
+            "model*.safetensors",
+            "pytorch_model*.bin",
+            "adapter_model*.safetensors",
+            "adapter_model*.bin",
             "global_step*",
             "pytorch_model_fsdp*",
         ),

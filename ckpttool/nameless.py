@@ -168,13 +168,10 @@ def _by_value(
         for index, place in zip(indices, matched, strict=True):
             found[names[place]] = index
     indices_by_name = {name: found[name] for name in candidates if name in found}
-    said = "every shape occurs once" if margin == float("inf") else f"the nearest of all is {margin:.1f} times nearer"
-    return Alignment(
-        indices_by_name,
-        "value",
-        margin,
-        f"by shape and value: {said} than the second nearest" if margin != float("inf") else f"by shape: {said}",
-    )
+    said = "by shape, as every shape occurs once"
+    if margin != float("inf"):
+        said = f"by shape and value: each has a weight at least {margin:.1f} times nearer than the second nearest"
+    return Alignment(indices_by_name, "value", margin, said)
 
 
 def _assign(average: Sequence[Any], weights: Sequence[Any]) -> tuple[list[int], float]:
@@ -214,14 +211,14 @@ def _sample(spec: TensorSpec, values: Values) -> Any:
     """The first elements of a tensor, in float64."""
     import numpy as np
 
-    if spec.strides is None and spec.numel > SAMPLE:
+    if spec.strides is None and not spec.pieces and spec.numel > SAMPLE:
         spec = TensorSpec(spec.dtype, (SAMPLE,), spec.storage, spec.offset, None, spec.big_endian)
     read = np.asarray(values(spec)).reshape(-1)[:SAMPLE]
     return read.astype(np.complex128 if np.iscomplexobj(read) else np.float64)
 
 
 def _read(spec: TensorSpec) -> Any:
-    from ckpttool.engine import read_values
+    from ckpttool.piece_io import read_values
 
     return read_values(spec)
 

@@ -17,11 +17,12 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
 from ckpttool.errors import CkpttoolError, OutputExistsError, WriteError
+from ckpttool.formats import open_checkpoint
 from ckpttool.tensors import OutputFile
 
 __all__ = ["StagedOutput", "check_output", "terminate_as_interrupt"]
@@ -80,7 +81,7 @@ def check_output(output: Path, files: Sequence[OutputFile], *, force: bool, inpu
                 path=output,
                 hint="Choose another path with -o; an input is never overwritten.",
             )
-    if existing is None:
+    if existing is None or (not is_one_file and target.is_dir() and not os.listdir(target)):
         return
     if target.is_dir() == is_one_file:
         kind = "a directory" if is_one_file else "a file"
@@ -90,15 +91,35 @@ def check_output(output: Path, files: Sequence[OutputFile], *, force: bool, inpu
             f"{output}: exists already", path=output, hint="Use --force to replace it, or choose another path with -o."
         )
     if not is_one_file:
-        ours = {Path(file.name).parts[0] for file in files}
-        foreign = sorted(name for name in os.listdir(target) if name not in ours)
+        foreign = _foreign_files(target, {file.name for file in files})
+        if foreign is None:
+            raise OutputExistsError(
+                f"{output}: is not an earlier output of ckpttool, and a directory of other origin is never replaced",
+                path=output,
+                hint="Choose another path with -o, or move the directory away.",
+            )
         if foreign:
             raise OutputExistsError(
                 f"{output}: holds other files too ({', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}),"
                 " which would be lost",
                 path=output,
-                hint="Choose a directory of its own with -o.",
+                hint="Choose another path with -o, or move these files away.",
             )
+
+
+def _foreign_files(directory: Path, ours: Collection[str]) -> list[str] | None:
+    """What lies in an earlier output of ckpttool, and neither it nor this one has written; None for other places."""
+    try:
+        earlier = open_checkpoint(directory)
+    except CkpttoolError:
+        return None
+    if earlier.provenance is None:
+        return None
+    copied = earlier.provenance.get("copied", ())
+    own = {os.path.abspath(file) for file in (*earlier.files, *(directory / str(name) for name in copied))}
+    found = (os.path.join(folder, name) for folder, _, names in os.walk(directory) for name in names)
+    names = (Path(os.path.relpath(file, directory)).as_posix() for file in found if os.path.abspath(file) not in own)
+    return sorted(name for name in names if name not in ours)
 
 
 def _is_one_file(files: Sequence[OutputFile]) -> bool:

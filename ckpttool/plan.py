@@ -214,7 +214,7 @@ def make_plan(
     tied = _kept_ties(matched)
     weights = [1.0] * len(members) if coefficients is None else [member.coefficient for member in members]
     tensors = tuple(
-        _plan_tensor(name, matched, weights, checkpoints, tied, dtype, integers)
+        _plan_tensor(name, matched, weights, checkpoints, tied, dtype, integers, keeps_order=place.template is not None)
         for name in matched.names
         if name not in tied
     )
@@ -270,9 +270,7 @@ def find_place(
     if keep_state and template is None:
         raise UsageError(
             f"--keep-state needs an output of the newest checkpoint's own format, and {path.name} is not",
-            hint=f"End the output's name in {newest.path.suffix or get_format(newest.format).SUFFIXES[0]}."
-            if get_format(newest.format).SUFFIXES
-            else "Leave out the suffix of the output's name.",
+            hint=f"Name an output of the format {newest.format}, or leave --keep-state out.",
         )
     _check_output(path, members, force=force, is_directory=writes_directory(writer))
     return Place(path, writer, template)
@@ -366,10 +364,12 @@ def _plan_tensor(
     tied: Mapping[TensorId, TensorId],
     dtype: OutputDType,
     integers: IntegerPolicy,
+    *,
+    keeps_order: bool,
 ) -> PlannedTensor:
     spec = matched.found[-1][name]
     averaged = spec.dtype.is_averaged and name not in matched.alone
-    output = output_tensor(spec, dtype)
+    output = output_tensor(spec, dtype, keeps_order=keeps_order)
     if name in matched.alone:
         last = Term(len(weights) - 1, 1.0, spec)
         return PlannedTensor(name, "newest", output, (last,))
@@ -389,10 +389,13 @@ def _plan_tensor(
     return PlannedTensor(name, action, output, terms, len(terms) - 1, must_equal)
 
 
-def output_tensor(like: TensorSpec, dtype: OutputDType) -> OutputTensor:
-    """A tensor as it is written in the place of `like`: with its order of dimensions, and its dtype unless asked."""
+def output_tensor(like: TensorSpec, dtype: OutputDType, *, keeps_order: bool = True) -> OutputTensor:
+    """A tensor as it is written in the place of `like`: with its dtype unless asked, and its order of dimensions.
+
+    A format holds the orders of dimensions that its own files have (`keeps_order`); another may know C order alone.
+    """
     out_dtype = DTYPES[dtype] if dtype != "same" and like.dtype.kind == "float" else like.dtype
-    return OutputTensor(out_dtype, like.shape, like.strides if like.is_dense else None)
+    return OutputTensor(out_dtype, like.shape, like.strides if like.is_dense and keeps_order else None)
 
 
 def _path_and_writer(output: str | Path, newest: Checkpoint) -> tuple[Path, Format]:
@@ -446,13 +449,13 @@ def _check_output(path: Path, members: Sequence[Member], *, force: bool, is_dire
                 path=path,
                 hint="-o writes somewhere else.",
             )
-        if is_directory and not force:
+        if is_directory and not force and any(path.iterdir()):
             raise OutputExistsError(
                 f"{path}: exists already",
                 path=path,
                 hint=f"--force replaces an earlier output; -o {path}{os.sep} writes into the directory.",
             )
-        if not force:
+        if not is_directory and not force:
             raise OutputExistsError(
                 f"{path}: exists already", path=path, hint="--force replaces it; -o writes somewhere else."
             )
@@ -521,6 +524,11 @@ def _notes(
         )
     if dtype != "same":
         notes.append(f"the averaged tensors are written as {dtype}")
+        stated = newest.values.get("config.dtype", dtype)
+        if artifact.template is not None and stated != dtype:
+            notes.append(
+                f"config.json is copied and states {stated}, by which transformers loads: pass dtype={dtype!r}"
+            )
     integers = [name for name in matched.names if not matched.found[-1][name].dtype.is_averaged]
     if integers:
         notes.append(f"{_count(integers, 'integer or bool tensor')} kept from {newest.path.name}, not averaged")

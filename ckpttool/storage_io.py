@@ -111,6 +111,7 @@ class Sources:
     def __init__(self, temporary_directory: Path | None = None) -> None:
         self._temporary_directory = temporary_directory
         self._files: dict[Path, Source] = {}
+        self._recent: dict[int, tuple[Path, Source]] = {}
         self._inflated: dict[Extent, Source] = {}
 
     def close(self) -> None:
@@ -118,6 +119,7 @@ class Sources:
         for source in (*self._files.values(), *self._inflated.values()):
             os.close(source.descriptor)
         self._files.clear()
+        self._recent.clear()
         self._inflated.clear()
 
     def locate(self, extent: Extent, tensor: str) -> tuple[Source, int]:
@@ -126,9 +128,13 @@ class Sources:
         Raises:
             UnreadableError: The file cannot be opened, is shorter than the extent, or does not inflate to it.
         """
-        source = self._files.get(extent.path)
-        if source is None:
-            source = self._files[extent.path] = _open(extent.path)
+        # By identity first: to hash a Path takes longer than all the rest, and a file's tensors share one.
+        path, source = self._recent.get(id(extent.path), (None, None))
+        if source is None or path is not extent.path:
+            source = self._files.get(extent.path)
+            if source is None:
+                source = self._files[extent.path] = _open(extent.path)
+            self._recent[id(extent.path)] = (extent.path, source)
         stored = extent.nbytes if extent.deflated is None else extent.deflated
         if extent.offset < 0 or extent.offset + stored > source.size:
             raise UnreadableError(
@@ -270,23 +276,25 @@ class View:
         source, base = sources.locate(spec.storage, tensor)
         itemsize = spec.dtype.itemsize
         shape = spec.shape
-        steps = c_strides(shape) if spec.strides is None else spec.strides
-        if spec.strides is None:  # the common case, without a loop
-            low, high = spec.offset, spec.offset + spec.numel - 1
+        numel = math.prod(shape)
+        if spec.strides is None:  # by far the most, and there can be very many
+            steps: tuple[int, ...] = ()
+            low, high = spec.offset, spec.offset + numel - 1
         else:
+            steps = spec.strides
             reach = [(size - 1) * step for size, step in zip(shape, steps, strict=True)]
             low = spec.offset + sum(part for part in reach if part < 0)
             high = spec.offset + sum(part for part in reach if part > 0)
-        if spec.numel and not (low >= 0 and (high + 1) * itemsize <= spec.storage.nbytes):
+        if numel and not (low >= 0 and (high + 1) * itemsize <= spec.storage.nbytes):
             raise UnreadableError(
                 f"{spec.storage.path}: {tensor}: reaches beyond its storage of {spec.storage.nbytes:,} bytes",
                 path=spec.storage.path,
                 tensor=tensor,
             )
         component = numerics.component(spec.dtype)
-        plain = (spec.strides is None and strides is None) or not spec.numel
+        plain = (spec.strides is None and strides is None) or not numel
         if not plain:
-            shape, steps = _reorder(shape, steps, strides)
+            shape, steps = _reorder(shape, steps or c_strides(shape), strides)
             plain = steps == c_strides(shape)
         if plain:
             return cls(source, base + spec.offset * itemsize, 0, itemsize, component, spec.big_endian, None, ())

@@ -172,9 +172,8 @@ def _told(found: StoredAverage) -> StoredAverage:
     notes = list(found.notes)
     others = [name for name in found.uncovered if name not in found.statistics]
     if others:
-        notes.append(
-            f"the average does not cover {_count(others)}, which keep their trained values: {first_names(others)}"
-        )
+        keeps = "which keeps its trained value" if len(others) == 1 else "which keep their trained values"
+        notes.append(f"the average does not cover {_count(others)}, {keeps}: {first_names(others)}")
     integers = [name for name in found.kept if name not in found.uncovered]
     if integers:
         noun = "integer or bool tensor keeps its" if len(integers) == 1 else "integer or bool tensors keep their"

@@ -320,8 +320,11 @@ class OutputFile:
         literals: (offset, bytes) that are known already: headers, pickles, padding that is not zero.
         slots: Places to be filled with tensors. Slots and copies do not overlap; gaps are zero.
         copies: Places to be filled with bytes of an input.
-        seal: Given the CRC-32 of each slot and copy by its offset, the last (offset, bytes) pieces: what can only be
-            written once the contents are known. None when the format has no checksums.
+        seal: Given the checksum of each slot and copy by its offset, the last (offset, bytes) pieces: what can only be
+            written once the contents of all files are known. None when the format has no checksums.
+        checksum: Which checksum the slots and copies of this file need, where some file's `seal` asks for them.
+        checksums_of: Name of the file whose checksums `seal` is given, where that is another one: an index that
+            states what the data file holds. None: this file's own.
     """
 
     name: str
@@ -330,3 +333,5 @@ class OutputFile:
     slots: tuple[Slot, ...] = ()
     copies: tuple[Copy, ...] = ()
     seal: Callable[[Mapping[int, int]], Sequence[tuple[int, bytes]]] | None = None
+    checksum: Literal["crc32", "crc32c"] = "crc32"
+    checksums_of: str | None = None

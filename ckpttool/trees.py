@@ -10,33 +10,26 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ckpttool.errors import UnreadableError
+from ckpttool.keys import KeyPath
+from ckpttool.sections import dotted
 from ckpttool.tensors import Checkpoint, TensorSpec
 
 __all__ = ["KeyPath", "at", "dotted", "module_tensors", "tensors_below", "tree_of", "walk"]
 
-KeyPath = tuple[str | int, ...]
-"""Keys and indices from the root of the tree to a node."""
-
 _MAX_DEPTH = 64
-_MAX_TENSORS = 4_000_000
+_MAX_NODES = 4_000_000
 
 
 def tree_of(checkpoint: Checkpoint) -> Mapping[Any, Any]:
     """The tree of a checkpoint's container; for formats without one, the flat mapping of its tensors."""
     if checkpoint.format != "torch" or checkpoint.container is None:
         return dict(checkpoint.weights)
-    from ckpttool.formats.torch_tensors import TensorReader
     from ckpttool.formats.torch_tree import plain_tree
 
-    tree = plain_tree(checkpoint.container.graph, TensorReader(checkpoint.container.storages), [])
+    tree = plain_tree(checkpoint.container.graph, checkpoint.container.reader, [])
     if isinstance(tree, list):
         return dict(enumerate(tree))
     return tree if isinstance(tree, Mapping) else {}
-
-
-def dotted(path: KeyPath) -> str:
-    """A key path as people read it: ``("extra_state", "ema")`` is ``extra_state.ema``."""
-    return ".".join(map(str, path))
 
 
 def at(tree: Any, path: KeyPath) -> Any:
@@ -68,25 +61,41 @@ def walk(node: Any, path: KeyPath = (), seen: set[int] | None = None) -> Iterato
             yield from walk(value, (*path, key), seen)
 
 
-def tensors_below(node: Any) -> dict[str, TensorSpec]:
+class _Budget:
+    """How many nodes may still be looked at. Pickles share containers, so that a small one may unfold without end."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.left = _MAX_NODES
+
+    def spend(self, depth: int) -> None:
+        self.left -= 1
+        if self.left < 0 or depth > _MAX_DEPTH:
+            raise UnreadableError(f"{self.path}: the containers in it nest without end", path=self.path)
+
+
+def tensors_below(node: Any, path: str) -> dict[str, TensorSpec]:
     """The tensors below a node, by their dotted path from it, in the file's own order.
+
+    Args:
+        node: The node.
+        path: The file, for messages.
 
     Raises:
         UnreadableError: The containers nest without end.
     """
     found: dict[str, TensorSpec] = {}
-    _collect(node, "", 0, found)
+    _collect(node, "", 0, _Budget(path), found)
     return found
 
 
-def _collect(node: Any, prefix: str, depth: int, found: dict[str, TensorSpec]) -> None:
-    if depth > _MAX_DEPTH or len(found) > _MAX_TENSORS:
-        raise UnreadableError("the containers of the average nest without end")
+def _collect(node: Any, prefix: str, depth: int, budget: _Budget, found: dict[str, TensorSpec]) -> None:
     for key, value in _items(node):
+        budget.spend(depth)
         if isinstance(value, TensorSpec):
             found[f"{prefix}{key}"] = value
         elif isinstance(value, (Mapping, list, tuple)):
-            _collect(value, f"{prefix}{key}.", depth + 1, found)
+            _collect(value, f"{prefix}{key}.", depth + 1, budget, found)
 
 
 def _module_state(node: Any) -> Mapping[str, Any] | None:
@@ -103,7 +112,7 @@ def _module_state(node: Any) -> Mapping[str, Any] | None:
     return None
 
 
-def module_tensors(node: Any, read: Callable[[Any], Any]) -> dict[str, TensorSpec]:
+def module_tensors(node: Any, read: Callable[[Any], Any], path: str) -> dict[str, TensorSpec]:
     """The tensors of a pickled ``nn.Module`` as its ``state_dict`` names them; empty for anything else.
 
     Parameters and persistent buffers of a module come before those of its children, in the order of registration.
@@ -111,31 +120,32 @@ def module_tensors(node: Any, read: Callable[[Any], Any]) -> dict[str, TensorSpe
     Args:
         node: The inert object.
         read: Tells a tensor among inert objects: gives its `TensorSpec`, or something else.
+        path: The file, for messages.
 
     Raises:
         UnreadableError: The modules nest without end.
     """
     found: dict[str, TensorSpec] = {}
-    _collect_module(node, "", 0, read, found)
+    _collect_module(node, "", 0, _Budget(path), read, found)
     return found
 
 
 def _collect_module(
-    node: Any, prefix: str, depth: int, read: Callable[[Any], Any], found: dict[str, TensorSpec]
+    node: Any, prefix: str, depth: int, budget: _Budget, read: Callable[[Any], Any], found: dict[str, TensorSpec]
 ) -> None:
-    if depth > _MAX_DEPTH or len(found) > _MAX_TENSORS:
-        raise UnreadableError("the modules of the average nest without end")
+    budget.spend(depth)
     state = _module_state(node)
     if state is None:
         return
     transient = _members(state.get("_non_persistent_buffers_set"))
     for part in ("_parameters", "_buffers"):
         for name, value in _items(state.get(part)):
+            budget.spend(depth)
             spec = None if part == "_buffers" and name in transient else read(value)
             if isinstance(spec, TensorSpec):
                 found[f"{prefix}{name}"] = spec
     for name, child in _items(state.get("_modules")):
-        _collect_module(child, f"{prefix}{name}.", depth + 1, read, found)
+        _collect_module(child, f"{prefix}{name}.", depth + 1, budget, read, found)
 
 
 def _members(pickled: Any) -> set[Any]:

@@ -102,6 +102,18 @@ def test_pure_modules_know_only_each_other(module: str) -> None:
     assert {room(name) for name in reached_from(module)} <= set(PURE)
 
 
+@pytest.mark.parametrize("package", sorted(name for name, path in MODULES.items() if path.name == "__init__.py"))
+def test_no_name_in_a_package_is_also_a_module_of_it(package: str) -> None:
+    """Importing ``cli._show`` sets ``_show`` in ``cli``, over a function of that name."""
+    names = set()
+    for node in ast.parse(MODULES[package].read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    assert {name for name in names if f"{package}.{name}" in MODULES} == set()
+
+
 def test_only_the_entry_point_imports_the_command_line() -> None:
     users = {room(module) for module in MODULES if any(room(name) == "cli" for name in imports(module) & set(MODULES))}
     assert users <= {"cli", "__main__"}

@@ -241,6 +241,15 @@ def test_scalars_empty_and_non_contiguous_tensors_survive(run: Run, tmp_path: Pa
     assert isinstance(model["p"], torch.nn.Parameter)
 
 
+def test_channels_last_becomes_plain_order_in_a_format_without_strides(run: Run, tmp_path: Path) -> None:
+    def weights(value: float) -> dict[str, torch.Tensor]:
+        return {"w": (torch.arange(24.0) * value).view(1, 2, 3, 4).to(memory_format=torch.channels_last)}
+
+    directory = save_run(tmp_path, weights)
+    assert run("average", directory, "-o", tmp_path / "x.safetensors").exit_code == 0
+    assert torch.equal(safetensors.torch.load_file(tmp_path / "x.safetensors")["w"], weights(3.0)["w"])
+
+
 def test_nan_is_an_error_that_names_checkpoint_and_tensor(run: Run, tmp_path: Path) -> None:
     directory = save_run(tmp_path, lambda value: {"ok": torch.ones(3), "w": torch.full((3,), value)})
     torch.save(

@@ -633,7 +633,7 @@ def several_files(plan, tmp_path):
 def test_several_files_copies_and_seals(two, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "_verifier", lambda _: lambda _: None)
     output = tmp_path / "out"
-    plan, sealed, blob = several_files(build_plan(two, output), tmp_path)
+    plan, sealed, blob = several_files(build_plan(two, output, provenance={"ckpttool": "0"}), tmp_path)
     # The slot of the second file wins for "a": one tensor has one place.
     first = dataclasses.replace(
         plan.files[0], slots=tuple(slot for slot in plan.files[0].slots if slot.tensor != ("", "a"))

@@ -302,8 +302,10 @@ def call(module: str, name: str, argument: str) -> bytes:
 
 def bomb(levels: int) -> bytes:
     """A tuple that holds itself twice, so many levels deep, as a key."""
-    body = b"".join(b"h" + bytes((i,)) + b"h" + bytes((i,)) + b"\x86q" + bytes((i + 1,)) for i in range(levels))
-    return b"\x80\x02}N\x85q\x000" + body[:-2] + b"K\x01s."
+    doubled = b"".join(
+        b"h" + bytes((i,)) + b"h" + bytes((i,)) + b"\x86q" + bytes((i + 1,)) + b"0" for i in range(levels)
+    )
+    return b"\x80\x02}N\x85q\x000" + doubled + b"h" + bytes((levels,)) + b"K\x01s."
 
 
 def deep_key(levels: int) -> bytes:
@@ -351,6 +353,30 @@ def test_hostile_pickles_end_in_one_error_at_once(name: str) -> None:
     with pytest.raises((UnreadableError, EOFError)):
         load(HOSTILE[name], path="x.pt")
     assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "memo index of four bytes",
+        "memo index in text",
+        "text length beyond the end",
+        "bytearray of 2^60",
+        "frame of 2^60",
+        "extension code",
+        "digits",
+        "shared tuples as a key",
+        "nested tuples as a key",
+    ],
+)
+def test_what_would_hurt_the_unpickler_never_reaches_it(name: str) -> None:
+    """An allocation of gigabytes succeeds on some machines, and hashing cannot be interrupted."""
+    with pytest.raises((BadPickleError, EOFError)):
+        check(HOSTILE[name])
+
+
+def test_small_shared_tuples_are_keys_like_any_other() -> None:
+    assert len(read(bomb(12))) == 1
 
 
 @pytest.mark.parametrize(

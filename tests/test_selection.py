@@ -174,7 +174,7 @@ def copy(source, alias):
     [
         (link_symbolic, "the same file as model_step_1000.pt (symbolic link)"),
         (os.link, "the same file as model_step_1000.pt (hard link)"),
-        (copy, "a copy of model_step_1000.pt (same size, same bytes wherever compared)"),
+        (copy, "a copy of model_step_1000.pt (same size, same samples)"),
     ],
 )
 @pytest.mark.parametrize("alias", ["last.pt", "model_best.pt", "latest.pt", "final.pt", "something.pt"])
@@ -189,7 +189,7 @@ def test_a_copy_without_a_step_is_told_by_its_bytes(tmp_path):
     for step in (1, 2):
         save(tmp_path / f"m_step_{step}.pt", w=step)
     copy(tmp_path / "m_step_2.pt", tmp_path / "best.pt")
-    assert reasons(discover(tmp_path))["best.pt"] == "a copy of m_step_2.pt (same size, same bytes wherever compared)"
+    assert reasons(discover(tmp_path))["best.pt"] == "a copy of m_step_2.pt (same size, same samples)"
 
 
 def test_an_alias_of_nothing_numbered_says_its_step(run):

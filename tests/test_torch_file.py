@@ -450,6 +450,16 @@ def test_a_compressed_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         torch_file.read(bomb)
 
 
+def test_counts_of_the_old_format_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    path = save({"a": torch.arange(6.0), "b": torch.arange(6.0)}, tmp_path / "x.pt", **LEGACY)
+    data = path.read_bytes()
+    count = struct.pack("<Qf", 6, 0.0)
+    assert data.count(count) == 2
+    path.write_bytes(data.replace(count, struct.pack("<Qf", 5, 0.0), 1))
+    with pytest.raises(UnreadableError, match="5 elements where 6"):
+        torch_file.read(path)
+
+
 class Evil:
     def __init__(self, target: Path) -> None:
         self.target = target

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -36,7 +36,20 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     context.exit()
 
 
+class _ReaderLeftError(Exception):
+    """The reader of a pipe has seen enough (``| head``)."""
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderLeftError from error  # click itself would make exit code 1 of it, "unexpected"
+
+
 @click.group(
+    cls=_Group,
     context_settings={
         "help_option_names": ["-h", "--help"],
         "auto_envvar_prefix": "CKPTTOOL",
@@ -62,8 +75,12 @@ def group() -> None:
 def _add_commands() -> None:
     # Modules of commands import click and nothing heavy at their top.
     from ckpttool.cli.average import average
+    from ckpttool.cli.ema_apply import ema_apply
+    from ckpttool.cli.lr_plot_table import lr_plot_table
 
     group.add_command(average)
+    group.add_command(ema_apply)
+    group.add_command(lr_plot_table)
 
 
 _add_commands()
@@ -85,8 +102,8 @@ def _run(args: Sequence[str] | None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted: nothing was written.", err=True)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a pipe has seen enough (`| head`). Python would complain once more while it closes stdout.
+    except (_ReaderLeftError, BrokenPipeError):
+        # Python would complain once more while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except CkpttoolError as error:

@@ -98,7 +98,7 @@ class Output:
         from rich import box
         from rich.table import Table
 
-        table = Table(box=box.SIMPLE_HEAD if self._draws(stream) else box.ASCII, pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD if self._draws(stream) else box.ASCII, pad_edge=False, show_edge=False)
         for index, column in enumerate(columns):
             numeric = all(_is_number(row[index]) for row in rows)
             table.add_column(column, justify="right" if numeric else "left", overflow="fold")
@@ -107,13 +107,17 @@ class Output:
         self._console(err=err).print(table)
 
     def gap(self) -> None:
-        """An empty line between two tables on stdout; on a terminal they bring their own."""
-        if not sys.stdout.isatty():
-            click.echo()
+        """An empty line between two tables on stdout."""
+        click.echo()
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether people read stdout, and not a program."""
+        return sys.stdout.isatty()
 
     def size(self, nbytes: int) -> str:
         """A size for a table on stdout: as people read it on a terminal, as a number of bytes for programs."""
-        return format_bytes(nbytes) if sys.stdout.isatty() else str(nbytes)
+        return format_bytes(nbytes) if self.is_terminal else str(nbytes)
 
     @contextmanager
     def progress(self, total_bytes: int) -> Iterator[Callable[[int], None]]:

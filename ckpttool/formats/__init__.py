@@ -56,11 +56,14 @@ class Format(Protocol):
 _MODULES = {
     "distributed": "ckpttool.formats.distributed",
     "parts": "ckpttool.formats.parts",
-    "torch": "ckpttool.formats.torch_file",
     "safetensors": "ckpttool.formats.safetensors_file",
+    "torch": "ckpttool.formats.torch_file",
+    "tensorflow": "ckpttool.formats.tensorflow_bundle",
+    "npz": "ckpttool.formats.npz_file",
     "huggingface": "ckpttool.formats.sharded",
 }
-"""Name to module, in the order in which they are asked."""
+"""Name to module, in the order in which they are asked. safetensors first: where its header has 640 bytes, the file
+begins with 80 02, as a pickle does; but no pickle has eight bytes of a plausible length and a brace after them."""
 
 
 def get_format(name: str) -> Format:
@@ -85,7 +88,8 @@ def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoi
     """Open a checkpoint of any format, recognised by its content. No weight is read.
 
     Args:
-        path: A checkpoint file, or a directory that is one checkpoint.
+        path: A checkpoint file, a directory that is one checkpoint, or the prefix that names the files of one
+            (``run/ckpt-100`` for ``run/ckpt-100.index`` and its data).
         section: Dotted key path of the weights inside the file, where they are not found by themselves.
 
     Raises:
@@ -93,10 +97,11 @@ def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoi
         UnreadableError: The file is empty, truncated, corrupt, or of a kind that nobody here knows.
     """
     path = Path(path)
+    first = path if path.exists() else _first_of(path)
     try:
         head = b""
         if not path.is_dir():
-            with path.open("rb") as file:
+            with first.open("rb") as file:
                 head = file.read(HEAD_BYTES)
     except FileNotFoundError as error:
         raise NotFoundError(f"{path}: no such file or directory", path=path) from error
@@ -110,7 +115,7 @@ def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoi
         )
     for name in _MODULES:
         candidate = get_format(name)
-        if candidate.recognise(path, head):
+        if candidate.recognise(first, head):
             return candidate.read(path, section=section)
     if path.is_dir():
         inside = sorted(name for name in os.listdir(path) if not name.startswith("."))
@@ -123,8 +128,14 @@ def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoi
     raise UnsupportedError(
         f"{path}: not a checkpoint of a known format (it starts with {head[:8]!r})",
         path=path,
-        hint="ckpttool reads safetensors and PyTorch files (.safetensors, .pt, .pth, .ckpt, .bin).",
+        hint="ckpttool reads safetensors, PyTorch (.pt, .pth, .ckpt, .bin), TensorFlow (.index) and .npz files.",
     )
+
+
+def _first_of(prefix: Path) -> Path:
+    """The file to recognise a checkpoint by whose files all start with `prefix`; the prefix itself for none."""
+    index = prefix.with_name(f"{prefix.name}.index") if prefix.name else prefix
+    return index if index.is_file() else prefix
 
 
 def format_for_output(path: Path, newest: Checkpoint) -> Format:
@@ -145,7 +156,7 @@ def format_for_output(path: Path, newest: Checkpoint) -> Format:
         return own  # the point is in a directory's name: llama-3.1-averaged
     raise UsageError(
         f"{path}: no format is known for files that end in {suffix!r}",
-        hint="End the output's name in .safetensors, .pt, .pth, .ckpt or .bin"
+        hint="End the output's name in .safetensors, .pt, .pth, .ckpt, .bin or .npz"
         + ("; for a directory, name it without a suffix." if writes_directory(own) else "."),
         path=path,
     )

@@ -36,6 +36,7 @@ __all__ = [
     "matches",
     "open_part",
     "shares",
+    "with_copied",
 ]
 
 _PART_FORMATS = ("safetensors", "torch")
@@ -313,6 +314,13 @@ def copy_file(companion: Companion) -> OutputFile:
     """A file of the output that is a file of the newest checkpoint, byte for byte."""
     extent = Extent(companion.path, 0, companion.nbytes)
     return OutputFile(companion.name, companion.nbytes, copies=(Copy(0, extent),) if companion.nbytes else ())
+
+
+def with_copied(artifact: Artifact, copied: Sequence[OutputFile]) -> Artifact:
+    """The artifact, whose provenance says which files were copied: a later run may replace what this one wrote."""
+    if not artifact.provenance or not copied:
+        return artifact
+    return replace(artifact, provenance={**artifact.provenance, "copied": [file.name for file in copied]})
 
 
 def json_file(name: str, content: Any) -> OutputFile:

@@ -29,6 +29,7 @@ from ckpttool.formats.directories import (
     matches,
     open_part,
     shares,
+    with_copied,
 )
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile
 
@@ -44,7 +45,7 @@ _GROUP = re.compile(r"(?P<stem>.+?)(?P<label>(?:-shard|_part|-model_part-|-part-
 _STATES = re.compile(
     r"(?:mp_rank_\d+|layer_\d+-model_\d+(?:-\d+)?|layer_\d+_expert_\d+_mp_rank_\d+|expert_\d+_mp_rank_\d+)[-_]model_states\.pt"
 )
-_ALONE = ("model.pt", "model.pth", "model.ckpt", "pytorch_model.pt")
+_ALONE = ("model.pt", "model.pth", "model.ckpt", "pytorch_model.pt", "model_weights.ckpt")
 _LONE_CARRY = ("config*.json", "config*.yaml", "config*.yml", "*.yaml", "tokenizer*", "vocab*", "*.model", "args.json")
 
 
@@ -69,14 +70,21 @@ class _Found:
     folders: tuple[str, ...] = ("",)
 
 
-def recognise(path: Path, head: bytes) -> bool:  # noqa: ARG001  # the name decides
-    """Whether a directory is such a checkpoint; or whether a file is the first of several that are one."""
+def recognise(path: Path, head: bytes) -> bool:
+    """Whether a directory is such a checkpoint; or whether a file is the first of several that are one.
+
+    A .nemo archive is recognised as well, so that `read` can say what to do with it.
+    """
     if not path.is_dir():
-        return _group_of(path) is not None
+        return _is_nemo(path, head) or _group_of(path) is not None
     names = os.listdir(path)
     if ".metadata" in names:
         return False
     return _zero3(path) is not None or _find(path) is not None
+
+
+def _is_nemo(path: Path, head: bytes) -> bool:
+    return path.suffix == ".nemo" and (head[257:262] == b"ustar" or head[:2] == b"\x1f\x8b")
 
 
 def rank_folders(path: Path) -> list[str]:
@@ -114,7 +122,9 @@ def _find(path: Path) -> _Found | None:
     alone = [name for name in _ALONE if name in names]
     if alone and not any(name.endswith((".safetensors", ".index.json")) for name in names):
         row = layout_row("olmo")
-        return _Found("", {"": alone[0]}, path, (*row.carry, *_LONE_CARRY), row.never)
+        # An unpacked .nemo archive: its configuration and tokenizers have names of all kinds.
+        carry = ("*",) if alone[0] == "model_weights.ckpt" else (*row.carry, *_LONE_CARRY)
+        return _Found("", {"": alone[0]}, path, carry, row.never)
     return None
 
 
@@ -176,8 +186,9 @@ def _group_of(path: Path) -> _Found | None:
                 files[f"shard{missing}"] = f"{match['stem']}{_mark(match['label'])}{missing}.pt"
             return _Found("fairseq", files, path.with_name(match["stem"]))
     if RANK.fullmatch(path.parent.name):
-        ranks = [rank for rank in rank_folders(path.parent.parent) if (path.parent.parent / rank / path.name).is_file()]
-        if len(ranks) > 1 and ranks[0] == path.parent.name:
+        ranks = rank_folders(path.parent.parent)
+        others = [rank for rank in ranks[1:] if (path.parent.parent / rank / path.name).is_file()]
+        if others and ranks[0] == path.parent.name:
             stem = path.name.removesuffix(".ckpt").removesuffix(".pt")
             return _Found("nemo", {rank: f"{rank}/{path.name}" for rank in ranks}, path.parent.parent / stem)
     return None
@@ -208,6 +219,13 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
             path=path,
             hint=f"Convert each checkpoint first: python zero_to_fp32.py {path.parent} OUTPUT --tag {path.name}"
             " (DeepSpeed has put the script there).",
+        )
+    if path.suffix == ".nemo" and not path.is_dir():
+        raise UnsupportedError(
+            f"{path}: a .nemo archive, which is not read as it is",
+            path=path,
+            hint=f"Unpack each one: mkdir {path.stem} && tar -xf {path.name} -C {path.stem}. Average the directories,"
+            " and pack the result: tar -cf averaged.nemo -C DIRECTORY .",
         )
     found = _find(path) if path.is_dir() else _group_of(path)
     if found is None:
@@ -322,8 +340,10 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
             hint="Write a single file, with -o NAME.safetensors.",
         )
     directory: Directory = template.container
+    copied = companion_files(directory, artifact)
+    artifact = with_copied(artifact, copied)
     files = [
         lay_out_part(artifact, part.name, part.checkpoint.format, part.checkpoint, share)
         for part, share in shares(artifact, directory.parts)
     ]
-    return (*files, *companion_files(directory, artifact))
+    return (*files, *copied)

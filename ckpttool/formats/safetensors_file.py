@@ -220,6 +220,7 @@ def _claimed_end(entries: Any) -> int | None:
         and isinstance(entry.get("data_offsets"), list)
         and len(entry["data_offsets"]) == 2
         and isinstance(entry["data_offsets"][1], int)
+        and entry["data_offsets"][1] <= MAX_DIMENSION
     ]
     return max(ends, default=None)
 

@@ -32,6 +32,7 @@ from ckpttool.formats.directories import (
     load_json,
     open_part,
     shares,
+    with_copied,
 )
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile, TensorId
 
@@ -146,6 +147,7 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
         _refuse_slices(path, parts)
     whole = collect(path, parts)
     step, values = _trainer_state(path, notes)
+    values.update(_stated_dtype(path))
     row = layout_row("huggingface")
     folders = _folders(path, families)
     taken = {part.name for part in parts} | {each.path(each.index) for each in families if each.index}
@@ -356,6 +358,17 @@ def _trainer_state(path: Path, notes: list[str]) -> tuple[int | None, dict[str, 
     return step if type(step) is int and step >= 0 else None, plain
 
 
+def _stated_dtype(path: Path) -> dict[str, Any]:
+    """The element type that the configuration states, by which transformers loads the weights."""
+    place = path / "config.json"
+    try:
+        content = load_json(place) if place.is_file() else {}
+    except CkpttoolError:
+        return {}
+    stated = content.get("dtype", content.get("torch_dtype")) if isinstance(content, dict) else None
+    return {"config.dtype": stated} if isinstance(stated, str) else {}
+
+
 def _stale(path: Path) -> list[str]:
     """Weights in the directory that are not taken: other formats, other variants, orphaned shards."""
     return [
@@ -393,13 +406,15 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
         return tuple(_split(artifact, Family("", "model", "safetensors"), "safetensors", None, names))
     directory: Directory = template.container
     files: list[OutputFile] = []
-    dropped: set[str] = set()
     everything = shares(artifact, directory.parts)
+    kept = {part.name.rpartition("/")[0] for part, _ in everything}
+    copied = companion_files(directory, artifact, {each.folder for each in directory.extra} - kept - {""})
+    artifact = with_copied(artifact, copied)
     for family in directory.extra:
         own = [(part, share) for part, share in everything if part.name.rpartition("/")[0] == family.folder]
         if not own:
-            dropped.update({family.folder} - {""})
-        elif artifact.max_shard_bytes is None:
+            continue
+        if artifact.max_shard_bytes is None:
             laid = [lay_out_part(artifact, p.name, p.checkpoint.format, p.checkpoint, share) for p, share in own]
             files += laid
             if family.index is not None:
@@ -409,8 +424,7 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
             order = {whole: share[whole] for whole in artifact.tensors if whole in share}
             checkpoints = [part.checkpoint for part, _ in own]
             files += _split(artifact, family, checkpoints[0].format, _joined(checkpoints), order)
-    files += companion_files(directory, artifact, dropped)
-    return tuple(files)
+    return (*files, *copied)
 
 
 def _joined(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:

@@ -18,7 +18,7 @@ from ckpttool.formats.torch_tensors import (
     replaced,
 )
 from ckpttool.formats.torch_tree import find
-from ckpttool.formats.zip_archive import ALIGNMENT, ZipLayout
+from ckpttool.formats.zip_layout import ALIGNMENT, ZipLayout
 from ckpttool.sections import KeyPath, Located, Replacement
 from ckpttool.tensors import Artifact, Extent, OutputFile, TensorId, TensorSpec
 
@@ -57,7 +57,7 @@ def lay_out_graph(
     graph: Any,
     artifact: Artifact,
     located: Located | None,
-    storages: Storages | None,
+    reader: TensorReader | None,
     records: Mapping[str, bytes],
     homes: Mapping[TensorId, KeyPath] | None = None,
 ) -> OutputFile:
@@ -70,14 +70,14 @@ def lay_out_graph(
         graph: The object.
         artifact: What shall be written.
         located: What is where in the object; None where all its tensors are new.
-        storages: Where the object's own storages are.
+        reader: Tells the object's own tensors.
         records: Further records of the archive, by name.
         homes: Where the object has its tensors.
     """
     writer = _Writer(artifact)
     edits: dict[int, dict[Any, Any]] = {}
-    if located is not None and homes is not None and storages is not None:
-        writer.keep(storages)
+    if located is not None and homes is not None and reader is not None:
+        writer.keep(reader)
         edits = _edits(graph, artifact, located, homes, writer)
     pickled = dump(graph, persistent_id=writer.persistent_id, substitute=writer.substitute, edits=edits)
     layout = ZipLayout(artifact.stem)
@@ -161,7 +161,6 @@ class _Writer:
 
     def __init__(self, artifact: Artifact) -> None:
         self._artifact = artifact
-        self._storages: Storages | None = None
         self._reader: TensorReader | None = None
         self._renewed: dict[TensorSpec, TensorId | None] = {}
         # By id(), with the object itself, so that no other can take its place there.
@@ -169,10 +168,9 @@ class _Writer:
         self._ids: dict[Any, tuple[Any, ...]] = {}
         self.contents: list[tuple[TensorId | None, Extent | None]] = []
 
-    def keep(self, storages: Storages) -> None:
-        """The storages that stay as they are are these."""
-        self._storages = storages
-        self._reader = TensorReader(storages)
+    def keep(self, reader: TensorReader) -> None:
+        """The tensors that stay as they are come from this file."""
+        self._reader = reader
 
     def renew(self, old: Inert, new: Inert, slot: TensorId) -> None:
         """A tensor of the template gets new contents."""
@@ -214,8 +212,8 @@ class _Writer:
         if known is None:
             if type(storage) is NewStorage:
                 self.contents.append((storage.slot, None))
-            elif self._storages is not None:
-                self.contents.append((None, _kept(self._storages, storage)))
+            elif self._reader is not None:
+                self.contents.append((None, _kept(self._reader.storages, storage)))
             known = (_STORAGE, storage.cls, str(len(self.contents) - 1), _CPU, numel)
             self._ids[key] = known
         return known

@@ -103,7 +103,7 @@ class StorageRef(NamedTuple):
     view: tuple[str, int, int] | None = None
 
 
-_make_ref = StorageRef._make
+_make_ref = tuple.__new__
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +135,7 @@ def storage_ref(pid: Any) -> Any:
         pickle.UnpicklingError: It is not one that torch writes.
     """
     if type(pid) is tuple and len(pid) in {5, 6} and pid[0] == "storage":
-        _, cls, key, location, numel = pid[:5]
-        view = pid[5] if len(pid) == 6 else None
+        _, cls, key, location, numel, view = pid if len(pid) == 6 else (*pid, None)
         if (
             isinstance(cls, InertType)
             and type(key) is str
@@ -145,7 +144,7 @@ def storage_ref(pid: Any) -> Any:
             and 0 <= numel <= _MAX_NUMEL
             and (view is None or _is_view(view))
         ):
-            return _make_ref((cls, key, location, numel, view))
+            return _make_ref(StorageRef, (cls, key, location, numel, view))
     elif type(pid) is tuple and len(pid) >= 2 and pid[0] == "module" and isinstance(pid[1], InertType):
         return pid[1]  # a class, with its source code beside it; torch before 1.6 wrote that
     raise pickle.UnpicklingError("a persistent id that is not a storage's")
@@ -179,7 +178,9 @@ class TensorReader:
     """Tells tensors among the objects of a graph, and where their bytes are."""
 
     def __init__(self, storages: Storages) -> None:
-        self._storages = storages
+        self.storages = storages
+        # By id(), with the object itself, so that no other can take its place there.
+        self._known: dict[int, tuple[Inert, TensorSpec]] = {}
         self._extents: dict[str, Extent] = {}
 
     def read(self, node: Any) -> TensorSpec | Refused | None:
@@ -188,12 +189,19 @@ class TensorReader:
         Raises:
             UnreadableError: It is a tensor whose numbers cannot be true.
         """
+        known = self._known.get(id(node))
+        if known is not None:
+            return known[1]
+        outer = node
         for _ in range(4):  # a Parameter around a tensor of a subclass around a plain one is as deep as it gets
             if not isinstance(node, Inert) or node.maker is not None or node.module not in _MODULES:
                 return None
             name, args = node.name, node.args
             if name in _PLAIN_REBUILDS:
-                return self._spec(name, args)
+                found = self._spec(name, args)
+                if type(found) is TensorSpec:
+                    self._known[id(outer)] = (outer, found)
+                return found
             if name in _WRAPPERS and args:
                 node = args[0]
             elif name == "_rebuild_from_type_v2" and len(args) >= 3:
@@ -255,7 +263,7 @@ class TensorReader:
             raise self._bad(f"a tensor reaches to element {last} of a storage of {held}", ref)
         if numel * dtype.itemsize > max(storage.nbytes, _MAX_REPEATED):
             raise self._bad(f"a view repeats {storage.nbytes} bytes to {numel * dtype.itemsize}", ref)
-        big_endian = self._storages.big_endian and dtype.itemsize > 1
+        big_endian = self.storages.big_endian and dtype.itemsize > 1
         if is_c and numel:
             return TensorSpec(dtype, tuple(shape), storage, offset, None, big_endian)
         return TensorSpec.view(
@@ -265,7 +273,7 @@ class TensorReader:
     def _extent(self, ref: StorageRef) -> Extent:
         known = self._extents.get(ref.key)
         if known is None:
-            known = self._extents[ref.key] = self._storages.extent(ref)
+            known = self._extents[ref.key] = self.storages.extent(ref)
         itemsize = STORAGE_ITEMSIZES[ref.cls.name]
         if known.nbytes != ref.numel * itemsize:
             raise self._bad(f"{known.nbytes} bytes where {ref.numel} elements of {itemsize} should be", ref)
@@ -274,8 +282,8 @@ class TensorReader:
     def _bad(self, what: str, ref: StorageRef | None = None) -> UnreadableError:
         where = "" if ref is None else f" (storage {ref.key[:40]})"
         return UnreadableError(
-            f"{self._storages.path}: {what}{where}",
-            path=self._storages.path,
+            f"{self.storages.path}: {what}{where}",
+            path=self.storages.path,
             hint="The file is damaged, or was made to mislead.",
         )
 
