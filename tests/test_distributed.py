@@ -322,6 +322,23 @@ def test_regions_that_leave_holes_or_overlap_are_no_tiling(
                 check_tiling(shape, [regions[chosen] if i == other else r for i, r in enumerate(regions)])
 
 
+def test_what_two_processes_saved_with_fsdp_averages(tmp_path: Path) -> None:
+    """Written by a run of two processes (``data/dcp/generate.py``), element i of a tensor being i + 1000 * step."""
+    checkpoint = open_checkpoint(FIXTURE / "step-2")
+    assert {name: len(spec.pieces) for name, spec in checkpoint.weights.items()} == {
+        "weight": 2,
+        "bias": 2,
+        "columns": 2,
+        "everywhere": 0,
+    }
+    assert (checkpoint.section, checkpoint.step, checkpoint.state) == ("model", 2, ("optim",))
+    ct.average(FIXTURE, tmp_path / "out", last=2)
+    got = {"model": {name: torch.zeros(spec.shape) for name, spec in checkpoint.weights.items()}}
+    dcp.load(got, checkpoint_id=str(tmp_path / "out"), no_dist=True)
+    for value in got["model"].values():
+        assert torch.equal(value.reshape(-1), torch.arange(value.numel()) + 1500.0)
+
+
 # --- Where weights stand ----------------------------------------------------------------------------------------
 
 
@@ -408,6 +425,16 @@ def test_a_half_written_newest_is_left_out_by_name(saved: Path, tmp_path: Path) 
     assert any("step-300" in str(each.path) and "unfinished" in each.reason for each in found.skipped)
     with pytest.raises(UnreadableError, match=r"unfinished checkpoint: it has no \.metadata"):
         open_checkpoint(tmp_path / "run" / "step-300")
+
+
+def test_slices_in_safetensors_files_are_refused_and_not_taken_for_tensors(tmp_path: Path) -> None:
+    """What `HuggingFaceStorageWriter` saves with ``save_distributed``: a file for each rank, with the rank's slices."""
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
+    storage = HuggingFaceStorageWriter(str(tmp_path / "c"), save_distributed=True)
+    dcp.save({"w": torch.ones(3)}, storage_writer=storage, no_dist=True)
+    with pytest.raises(UnsupportedError, match="slices of tensors"):
+        open_checkpoint(tmp_path / "c")
 
 
 # --- What is refused --------------------------------------------------------------------------------------------
