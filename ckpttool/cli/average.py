@@ -82,6 +82,7 @@ def average(
         coefficients=coefficients,
         skipped=found.skipped,
         notes=found.notes,
+        warnings=found.warnings,
         details=annealed.provenance if annealed else None,
         **plan_keywords(policy, run),
     )
