@@ -417,6 +417,33 @@ def test_fsdp_weights_in_a_trainer_directory_go_with_its_tokenizer(tmp_path: Pat
     assert sorted(os.listdir(tmp_path / "out")) == ["ckpttool.json", "config.json", "pytorch_model_fsdp_0"]
 
 
+def test_nemo_keeps_its_context(tmp_path: Path) -> None:
+    for step in (10, 20):
+        root = tmp_path / "run" / f"asr--val_loss=1.0-epoch=0-step={step}"
+        save(root / "weights", {"module.w": torch.full((2,), float(step)), "optimizer.state.exp_avg.w": torch.ones(2)})
+        torch.save({"global_step": step}, root / "weights" / "common.pt")
+        (root / "context").mkdir()
+        (root / "context" / "model.yaml").write_text("a: 1")
+    assert [entry.step for entry in discover(tmp_path / "run").entries] == [10, 20]
+    ct.average(tmp_path / "run", tmp_path / "out", last=2)
+    files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert files >= {"weights/.metadata", "weights/common.pt", "context/model.yaml"}
+    got = {"module.w": torch.zeros(2)}
+    dcp.load(got, checkpoint_id=str(tmp_path / "out" / "weights"), no_dist=True)
+    assert got["module.w"].tolist() == [15, 15]
+
+
+def test_composer_nests_everything_in_state(tmp_path: Path) -> None:
+    for step in (10, 20):
+        state = {"model": {"w": torch.full((2,), float(step))}, "optimizers": {"AdamW": {"w": {"m": torch.ones(2)}}}}
+        save(tmp_path / f"ep0-ba{step}", {"state": {**state, "timestamp": {"Timestamp": {"batch": step}}}})
+    checkpoint = open_checkpoint(tmp_path / "ep0-ba20")
+    assert (checkpoint.section, checkpoint.step, checkpoint.state) == ("state.model", 20, ("state.optimizers",))
+    ct.average([tmp_path / "ep0-ba10", tmp_path / "ep0-ba20"], tmp_path / "out")
+    kept = pickle.loads((tmp_path / "out" / ".metadata").read_bytes()).state_dict_metadata
+    assert set(kept) == {"state.model.w", "state.timestamp.Timestamp.batch"}
+
+
 def test_a_half_written_newest_is_left_out_by_name(saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved / "dim 0", tmp_path / "run")
     (tmp_path / "run" / "step-300" / ".metadata").unlink()
@@ -435,6 +462,13 @@ def test_slices_in_safetensors_files_are_refused_and_not_taken_for_tensors(tmp_p
     dcp.save({"w": torch.ones(3)}, storage_writer=storage, no_dist=True)
     with pytest.raises(UnsupportedError, match="slices of tensors"):
         open_checkpoint(tmp_path / "c")
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
+def test_a_piece_of_a_directory_is_told_from_the_directory(saved: Path, name: str) -> None:
+    with pytest.raises(UnsupportedError, match="a piece of a checkpoint") as caught:
+        open_checkpoint(saved / "dim 0" / "step-300" / name)
+    assert str(saved / "dim 0" / "step-300") in (caught.value.hint or "")
 
 
 # --- What is refused --------------------------------------------------------------------------------------------

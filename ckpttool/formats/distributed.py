@@ -62,10 +62,10 @@ class _Container:
     located: Located
 
 
-def recognise(path: Path, head: bytes) -> bool:
-    """Whether a directory is such a checkpoint, or was to become one."""
-    if head or not path.is_dir():
-        return False
+def recognise(path: Path, head: bytes) -> bool:  # noqa: ARG001  # the names decide
+    """Whether a directory is such a checkpoint, or was to become one; or whether a file is a piece of one."""
+    if not path.is_dir():
+        return path.name == _METADATA or path.suffix == _CHUNKS
     return _root(path) is not None or _unfinished(path) is not None
 
 
@@ -100,6 +100,12 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
         UnsupportedError: The weights are of a kind that cannot be averaged, or went through an extension.
         UsageError: The weights may be in several places, or are not where `section` says.
     """
+    if not path.is_dir():
+        raise UnsupportedError(
+            f"{path}: a piece of a checkpoint that is a directory",
+            path=path,
+            hint=f"Name the directory: {path.parent}",
+        )
     root = _root(path)
     if root is None:
         place = _unfinished(path) or path
