@@ -62,8 +62,9 @@ _MODULES = {
     "npz": "ckpttool.formats.npz_file",
     "huggingface": "ckpttool.formats.sharded",
 }
-"""Name to module, in the order in which they are asked. safetensors first: where its header has 640 bytes, the file
-begins with 80 02, as a pickle does; but no pickle has eight bytes of a plausible length and a brace after them."""
+"""Name to module, in the order in which they are asked. parts before the formats of the files that they are made of;
+safetensors before torch: where its header has 640 bytes, the file begins with 80 02, as a pickle does, but no pickle
+has eight bytes of a plausible length and a brace after them."""
 
 
 def get_format(name: str) -> Format:

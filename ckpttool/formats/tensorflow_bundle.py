@@ -46,6 +46,7 @@ __all__ = ["NAME", "SUFFIXES", "Bundle", "lay_out", "read", "recognise", "verify
 
 NAME = "tensorflow"
 SUFFIXES: tuple[str, ...] = ()
+WRITES_DIRECTORY = True
 """None: the output is a directory."""
 
 PROVENANCE = "_CKPTTOOL_PROVENANCE"
