@@ -403,10 +403,10 @@ LAYOUTS: tuple[Layout, ...] = (
         (r"iter_(?P<step>\d+)",),
         "directory",
         weights=(".metadata", "mp_rank_*"),
-        markers=(".metadata", "metadata.json", "mp_rank_*"),
+        markers=(".metadata", "mp_rank_*"),
         aliases=(Rule(r"release", "the released model, without an iteration"),),
         section="model",
-        carry=("latest_checkpointed_iteration.txt",),
+        carry=("latest_checkpointed_iteration.txt", "common.pt", "metadata.json"),
         never=("distrib_optim.pt", "*/distrib_optim.pt"),
     ),
     Layout(
@@ -448,8 +448,32 @@ LAYOUTS: tuple[Layout, ...] = (
         weights=("model_and_optim",),
         markers=("model_and_optim",),
         leavings=(Rule(r"step\d+-merged", _AVERAGE),),
-        carry=("config.json",),
+        carry=("config.json", ".metadata.json", "data_paths.txt"),
         never=("train",),
+    ),
+    # FSDP and tensor parallelism save a directory where one process saves a file.
+    Layout(
+        "lightning-sharded",
+        (
+            r"(?:.*[-_])?epoch=(?P<epoch>\d+)(?:[-_].*?)?[-_]step=(?P<step>\d+)(?:[-_.].*)?",
+            r"(?:.*[-_])?step=(?P<step>\d+)(?:[-_.].*)?",
+            r"(?:.*[-_])?epoch=(?P<epoch>\d+)(?:[-_.].*)?",
+        ),
+        "directory",
+        weights=(".metadata", "weights"),
+        markers=(".metadata", "weights"),
+        aliases=(Rule(r"last(?:-v\d+)?(?:\.ckpt)?|.*-last(?:\.ckpt)?", _LAST),),
+        section="state_dict",
+        carry=("meta.pt", "context/*"),
+    ),
+    # Any other trainer's directories of torch.distributed.checkpoint.
+    Layout(
+        "dcp",
+        (r"(?:[^=]*[-_])?ep(?:och)?[-_]?(?P<epoch>\d+)", r"(?:[^=]*[^=\d])?(?P<step>\d+)(?:\.ckpt)?"),
+        "directory",
+        weights=(".metadata",),
+        markers=(".metadata",),
+        carry=("*.json", "*.yaml"),
     ),
     Layout(
         "olmo",

@@ -211,14 +211,14 @@ def _sample(spec: TensorSpec, values: Values) -> Any:
     """The first elements of a tensor, in float64."""
     import numpy as np
 
-    if spec.strides is None and spec.numel > SAMPLE:
+    if spec.strides is None and not spec.pieces and spec.numel > SAMPLE:
         spec = TensorSpec(spec.dtype, (SAMPLE,), spec.storage, spec.offset, None, spec.big_endian)
     read = np.asarray(values(spec)).reshape(-1)[:SAMPLE]
     return read.astype(np.complex128 if np.iscomplexobj(read) else np.float64)
 
 
 def _read(spec: TensorSpec) -> Any:
-    from ckpttool.storage_io import read_values
+    from ckpttool.piece_io import read_values
 
     return read_values(spec)
 

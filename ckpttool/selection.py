@@ -229,7 +229,7 @@ class Discovery:
         """
         if n < 1:
             raise UsageError(f"last {n}: must be at least 1")
-        result = self._newest(n)
+        result = self._newest(n, keep=True)
         if len(result.entries) < n:
             raise NotFoundError(
                 f"{self._where()}the last {n} were asked for, and there are only {result.describe()}",
@@ -242,7 +242,7 @@ class Discovery:
 
     def last_default(self) -> Discovery:
         """The newest `DEFAULT_LAST` entries, or all there are if those are fewer; a note says which."""
-        result = self._newest(DEFAULT_LAST)
+        result = self._newest(DEFAULT_LAST, keep=True)
         cut = any(each.reason == _older(DEFAULT_LAST) for each in result.skipped)
         what = f"the last {len(result.entries)}" if cut else "all there are"
         note = f"no number was asked for: {what} ({result.describe()})"
@@ -301,7 +301,8 @@ class Discovery:
     def _where(self) -> str:
         return f"{self.directory}: " if self.directory else ""
 
-    def _newest(self, n: int) -> Discovery:
+    def _newest(self, n: int, *, keep: bool = False) -> Discovery:
+        """The newest n entries that are no averages; with `keep`, what was opened for it stays open."""
         kept: list[Entry] = []
         skipped: list[Skipped] = []
         warnings: list[str] = []
@@ -309,7 +310,7 @@ class Discovery:
             if len(kept) == n:
                 skipped.append(Skipped(entry.path, _older(n)))
                 continue
-            checkpoint = entry.peek()
+            checkpoint = entry.checkpoint if keep else entry.peek()
             if checkpoint.provenance is not None and self.directory is not None:
                 skipped.append(Skipped(entry.path, "an earlier average, by what it says of itself"))
                 continue

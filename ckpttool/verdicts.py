@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ckpttool.matching import first_names
-from ckpttool.storage_io import read_values
+from ckpttool.piece_io import read_values
 from ckpttool.stored_average import StoredAverage
 from ckpttool.tensors import TensorSpec
 
@@ -112,8 +112,8 @@ def _equal(one: TensorSpec, other: TensorSpec) -> bool:
 
 
 def _pieces(spec: TensorSpec, other: TensorSpec | None) -> Iterator[tuple[Any, Any]]:
-    """Flat pieces of a tensor, and the same ones of another; whole tensors where one is not in C order."""
-    if spec.strides is not None or (other is not None and other.strides is not None):
+    """Flat pieces of a tensor, and the same ones of another; whole tensors where one is not a single run."""
+    if any(each is not None and (each.strides is not None or each.pieces) for each in (spec, other)):
         yield read_values(spec).reshape(-1), None if other is None else read_values(other).reshape(-1)
         return
     for start in range(0, spec.numel, PIECE):

@@ -56,6 +56,7 @@ class Format(Protocol):
 
 
 _MODULES = {
+    "distributed": "ckpttool.formats.distributed",
     "parts": "ckpttool.formats.parts",
     "safetensors": "ckpttool.formats.safetensors_file",
     "torch": "ckpttool.formats.torch_file",
