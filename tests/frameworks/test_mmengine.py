@@ -11,6 +11,12 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner, load_checkpoint
 
 
+@pytest.fixture(autouse=True)
+def whole_pickles(monkeypatch):
+    """Its torch.load says nothing about weights_only, and its checkpoints hold objects of its own."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+
+
 class Model(BaseModel):
     def __init__(self):
         super().__init__()
