@@ -8,8 +8,8 @@ A format is a module with four names:
     read(path: Path, *, section: str | None = None) -> Checkpoint
     lay_out(artifact: Artifact) -> tuple[OutputFile, ...]
 
-A format whose output is a directory, and not one file, has ``WRITES_DIRECTORY = True`` as well; and where the checkpoint
-has a name of its own in that directory, ``WRITES_MODEL_DIRECTORY = True``.
+A format whose output is a directory, and not one file, has ``WRITES_DIRECTORY = True`` as well; and where the
+checkpoint has a name of its own in that directory, ``WRITES_MODEL_DIRECTORY = True``.
 
 Files are recognised by content, never by suffix; outputs are chosen by suffix. A module is imported when the
 first file could be its own, so that no command pays for formats that it does not meet.
