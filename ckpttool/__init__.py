@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckpttool.api import average
-    from ckpttool.discovery import discover, from_paths
-    from ckpttool.engine import Result, execute, execute_together
+    from ckpttool.engine.run import Result, execute, execute_together
     from ckpttool.errors import CkpttoolError
     from ckpttool.formats import open_checkpoint
     from ckpttool.plan import Plan, make_plan
-    from ckpttool.selection import Discovery
-    from ckpttool.stored_average import StoredAverage
-    from ckpttool.stored_files import find_stored_average
-    from ckpttool.stored_plan import make_stored_plan
+    from ckpttool.selection.choice import Discovery
+    from ckpttool.selection.discovery import discover, from_paths
+    from ckpttool.stored.average import StoredAverage
+    from ckpttool.stored.files import find_stored_average
+    from ckpttool.stored.plan import make_stored_plan
     from ckpttool.tensors import Checkpoint
 
 __version__ = "0.1.0"
@@ -45,18 +45,18 @@ __all__ = [
 _HOME = {
     "Checkpoint": "tensors",
     "CkpttoolError": "errors",
-    "Discovery": "selection",
+    "Discovery": "selection.choice",
     "Plan": "plan",
     "Result": "engine",
-    "StoredAverage": "stored_average",
+    "StoredAverage": "stored.average",
     "average": "api",
-    "discover": "discovery",
+    "discover": "selection.discovery",
     "execute": "engine",
     "execute_together": "engine",
-    "find_stored_average": "stored_files",
-    "from_paths": "discovery",
+    "find_stored_average": "stored.files",
+    "from_paths": "selection.discovery",
     "make_plan": "plan",
-    "make_stored_plan": "stored_plan",
+    "make_stored_plan": "stored.plan",
     "open_checkpoint": "formats",
 }
 

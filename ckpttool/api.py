@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ckpttool.coefficients import explicit
-from ckpttool.discovery import discover, from_paths
-from ckpttool.engine import Result, execute
+from ckpttool.coefficients.weights import explicit
+from ckpttool.engine.run import Result, execute
 from ckpttool.plan import make_plan
+from ckpttool.selection.discovery import discover, from_paths
 
 __all__ = ["average"]
 

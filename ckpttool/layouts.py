@@ -3,15 +3,14 @@ r"""What each framework calls the files of a model directory: one table, a row a
 Adding a framework is adding a row to `LAYOUTS`. An entry pattern is a regular expression for the whole name, in which
 the number that orders the checkpoints is a named group: ``step``, ``epoch``, or ``date`` (digits that sort). The
 number is compared as a number: padding, separators and its place in the name differ from framework to framework.
-`ckpttool.detection` decides which row a directory follows; `ckpttool.sections` knows the inside of a file.
+`ckpttool.selection.detection` decides which row a directory follows; `ckpttool.formats.sections` knows the inside of a
+file.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
-
-from ckpttool.sections import KeyPath, Located, Replacement, StatePart, dotted, locate
 
 __all__ = [
     "COMMON_ALIASES",
@@ -20,14 +19,8 @@ __all__ = [
     "LAYOUTS",
     "WEIGHT_FILES",
     "WEIGHT_SUFFIXES",
-    "KeyPath",
     "Layout",
-    "Located",
-    "Replacement",
     "Rule",
-    "StatePart",
-    "dotted",
-    "locate",
 ]
 
 

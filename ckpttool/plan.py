@@ -1,7 +1,7 @@
 """The plan: what will be done, and every reason not to.
 
 A plan is made without reading a single weight, and all that can be refused is refused here.
-`ckpttool.engine` executes it.
+`ckpttool.engine.run` executes it.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ IntegerPolicy = Literal["newest", "error"]
 
 
 class Entry(Protocol):
-    """A checkpoint that was selected: what `ckpttool.selection` yields."""
+    """A checkpoint that was selected: what `ckpttool.selection.choice` yields."""
 
     @property
     def checkpoint(self) -> Checkpoint:

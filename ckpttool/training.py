@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from ckpttool.coefficients.profiles import ConstantDecay, WarmupDecay
 from ckpttool.errors import MismatchError, UsageError
-from ckpttool.profiles import ConstantDecay, WarmupDecay
 
 try:
     import torch
@@ -53,7 +53,8 @@ class MovingAverage:
     After each optimizer step, with decay = min(decay, (1+step)/(10+step)), each weight's shadow becomes
     ``shadow - (shadow - weight)·(1 - decay)``; at the first update it is the weight itself. This is the rule of
     OpenNMT-tf and of TensorFlow's ExponentialMovingAverage with `num_updates`; see
-    `ckpttool.profiles.WarmupDecay` for what it averages over. Without warm-up the decay is the same at every step.
+    `ckpttool.coefficients.profiles.WarmupDecay` for what it averages over. Without warm-up the decay is the same at
+    every step.
 
     * **Half precision.** The shadow of float16, bfloat16 and float8 weights is kept in float32: at a decay of 0.9999
       one update changes less than these types can resolve, and the shadow would never move.

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ckpttool.coefficients import from_decays, from_profile, per_checkpoint, uniform
-from ckpttool.profiles import ConstantDecay, WarmupDecay
+from ckpttool.coefficients.profiles import ConstantDecay, WarmupDecay
+from ckpttool.coefficients.weights import from_decays, from_profile, per_checkpoint, uniform
 
 Rule = WarmupDecay | ConstantDecay
 

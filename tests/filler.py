@@ -9,7 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from ckpttool import crc32c
+from ckpttool.checksums import crc32c
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile, OutputTensor, TensorId, TensorSpec
 
 

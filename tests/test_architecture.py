@@ -19,10 +19,10 @@ import ckpttool
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ckpttool"
 
-FLOORS = ("cli", "api", "engine", "plan", "discovery", "selection", "formats", "tensors", "errors")
+FLOORS = ("cli", "api", "engine", "plan", "selection", "formats", "tensors", "errors")
 """From the top of the house down. A module that is not named here belongs to the floors that use it."""
 
-PURE = ("coefficients", "profiles", "posthoc", "schedules", "errors", "tensors")
+PURE = ("coefficients", "schedules", "errors", "tensors")
 """Mathematics and words: no file, no format, nothing that does things."""
 
 HEAVY = ("numpy", "torch", "ml_dtypes", "safetensors", "matplotlib")

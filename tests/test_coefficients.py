@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ckpttool.coefficients
-from ckpttool.coefficients import (
+import ckpttool.coefficients.weights
+from ckpttool.coefficients.profiles import ConstantDecay, PowerFunction, WarmupDecay, Window
+from ckpttool.coefficients.weights import (
     ANNEALING_CURVES,
     anneal,
     explicit,
@@ -25,7 +26,6 @@ from ckpttool.coefficients import (
     uniform,
 )
 from ckpttool.errors import UsageError
-from ckpttool.profiles import ConstantDecay, PowerFunction, WarmupDecay, Window
 
 laws = settings(max_examples=60, deadline=None)
 profiles = st.one_of(
@@ -46,7 +46,7 @@ def weighted_sum(coefficients, values):
 
 
 def test_the_examples_in_the_docstrings_are_true():
-    assert doctest.testmod(ckpttool.coefficients).failed == 0
+    assert doctest.testmod(ckpttool.coefficients.weights).failed == 0
 
 
 # What all have in common

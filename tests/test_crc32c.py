@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpttool import crc32c
+from ckpttool.checksums import crc32c
 
 
 @pytest.fixture(params=["numpy", "library"])

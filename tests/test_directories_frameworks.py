@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from ckpttool.api import average
-from ckpttool.discovery import discover
-from ckpttool.engine import execute
+from ckpttool.engine.run import execute
 from ckpttool.plan import make_plan
+from ckpttool.selection.discovery import discover
 
 pytestmark = [pytest.mark.frameworks, pytest.mark.filterwarnings("ignore")]
 

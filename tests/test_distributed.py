@@ -26,10 +26,10 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
 import ckpttool as ct
 from ckpttool.chunks import TilingError, check_tiling, narrow
-from ckpttool.discovery import discover
-from ckpttool.engine import read_values
+from ckpttool.engine.run import read_values
 from ckpttool.errors import CkpttoolError, UnreadableError, UnsupportedError
 from ckpttool.formats import open_checkpoint
+from ckpttool.selection.discovery import discover
 from ckpttool.tensors import Region
 
 FIXTURE = Path(__file__).parent / "data" / "dcp"
@@ -258,9 +258,9 @@ def test_kept_state_is_the_newest_optimizer(saved: Path, states: list[dict[str, 
 
 
 def test_the_output_is_the_same_for_every_order_and_number_of_threads(saved: Path, tmp_path: Path) -> None:
-    from ckpttool.discovery import from_paths
-    from ckpttool.engine import execute
+    from ckpttool.engine.run import execute
     from ckpttool.plan import make_plan
+    from ckpttool.selection.discovery import from_paths
 
     members = [saved / "dim 1" / f"step-{step}" for step in (100, 200, 300)]
     for name, order, jobs, chunk in (("a", members, 1, 1 << 18), ("b", members[::-1], 3, 7)):

@@ -24,8 +24,10 @@ from plans import build_plan
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 
-from ckpttool import engine
-from ckpttool.engine import execute, execute_together, read_values
+from ckpttool.engine import run as engine
+from ckpttool.engine.run import execute, execute_together, read_values
+from ckpttool.engine.storage_io import Sources
+from ckpttool.engine.tasks import Preparation
 from ckpttool.errors import (
     CkpttoolError,
     MismatchError,
@@ -36,8 +38,6 @@ from ckpttool.errors import (
     WriteError,
 )
 from ckpttool.formats import safetensors_file
-from ckpttool.storage_io import Sources
-from ckpttool.tasks import Preparation
 from ckpttool.tensors import DTYPES, Copy, Extent, OutputFile, TensorSpec, c_strides
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -284,8 +284,8 @@ def test_any_view_is_read_as_torch_reads_it(tmp_path, view, chunk, transposed):
 
 
 def test_a_transposed_matrix_larger_than_one_read_is_gathered_right(tmp_path, monkeypatch):
-    monkeypatch.setattr("ckpttool.storage_io._LARGE_SPAN", 40_000)
-    monkeypatch.setattr("ckpttool.storage_io._SMALL_SPAN", 2_000)
+    monkeypatch.setattr("ckpttool.engine.storage_io._LARGE_SPAN", 40_000)
+    monkeypatch.setattr("ckpttool.engine.storage_io._SMALL_SPAN", 2_000)
     array = np.arange(300 * 400, dtype=np.float32)
     tensors = write_storages(tmp_path / "0.safetensors", {"s": array}, {"x": ("s", 0, (400, 300), (1, 400))})
     np.testing.assert_array_equal(read_values(tensors["x"]), array.reshape(300, 400).T)
@@ -576,7 +576,7 @@ def test_interrupted_nothing_is_left(two, tmp_path, number):
         import sys, time
         from pathlib import Path
         from plans import build_plan
-        from ckpttool.engine import execute
+        from ckpttool.engine.run import execute
 
         def wait(_):
             print("reading", flush=True)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpttool.detection import classify, detect, name_numbers
 from ckpttool.errors import NotFoundError, UsageError
 from ckpttool.layouts import LAYOUTS
+from ckpttool.selection.detection import classify, detect, name_numbers
 
 HF = ("model.safetensors", "config.json", "optimizer.pt", "trainer_state.json")
 

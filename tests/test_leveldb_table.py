@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpttool import crc32c
+from ckpttool.checksums import crc32c
 from ckpttool.formats import leveldb_table, protobuf_wire
 from ckpttool.formats.leveldb_table import CompressedBlockError, read_table, write_table
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ckpttool.cli import group
-from ckpttool.schedule_family import KINDS
-from ckpttool.schedules import noam
+from ckpttool.schedules.family import KINDS
+from ckpttool.schedules.rates import noam
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["docs/lr-plot-table.md", "README.md"]

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 from ckpttool.cli._lr_rows import FORMATS
 from ckpttool.cli._plot import draw
-from ckpttool.schedule_family import KINDS, ScheduleSpec, find_kind
-from ckpttool.schedule_float32 import noam_applied, noam_logged
-from ckpttool.schedule_picture import make_picture
-from ckpttool.schedule_steps import parse_steps, salient_steps
-from ckpttool.schedules import noam, wrap
+from ckpttool.schedules.family import KINDS, ScheduleSpec, find_kind
+from ckpttool.schedules.float32 import noam_applied, noam_logged
+from ckpttool.schedules.picture import make_picture
+from ckpttool.schedules.rates import noam, wrap
+from ckpttool.schedules.steps import parse_steps, salient_steps
 
 NOAM = ("lr-plot-table", "--learning-rate", 2, "--model-dim", 768, "--warmup-steps", 8000)
 SCHEDULE = noam(2, 768, 8000)

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpttool import numerics
-from ckpttool.checksums import combine_crc32
+from ckpttool.checksums.crc32 import combine_crc32
+from ckpttool.engine import numerics
 
 # name: (bits of precision, exponent of the smallest normal number, greatest finite number)
 FORMATS = {

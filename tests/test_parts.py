@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from ckpttool.api import average
-from ckpttool.discovery import discover, from_paths
-from ckpttool.engine import execute
+from ckpttool.engine.run import execute
 from ckpttool.errors import MismatchError, UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats import format_of_directory, open_checkpoint
 from ckpttool.plan import make_plan
+from ckpttool.selection.discovery import discover, from_paths
 
 
 def state(seed, scale=1):

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ckpttool.profiles
+import ckpttool.coefficients.profiles
+from ckpttool.coefficients.profiles import ConstantDecay, PowerFunction, Profile, WarmupDecay, Window
 from ckpttool.errors import UsageError
-from ckpttool.profiles import ConstantDecay, PowerFunction, Profile, WarmupDecay, Window
 
 laws = settings(max_examples=60, deadline=None)
 decays = st.floats(0.01, 0.99999)
@@ -40,7 +40,7 @@ RULES = [ConstantDecay(0.99), ConstantDecay(0.9), WarmupDecay(0.9999), WarmupDec
 
 
 def test_the_examples_in_the_docstrings_are_true():
-    assert doctest.testmod(ckpttool.profiles).failed == 0
+    assert doctest.testmod(ckpttool.coefficients.profiles).failed == 0
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)

@@ -13,7 +13,7 @@ from plans import build_plan
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, load_model, save_file, save_model
 
-from ckpttool.engine import execute, read_values
+from ckpttool.engine.run import execute, read_values
 from ckpttool.errors import UnreadableError, UnsupportedError
 from ckpttool.formats import safetensors_file
 from ckpttool.tensors import DTYPES, Artifact, OutputTensor

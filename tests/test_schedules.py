@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpttool import schedules
-from ckpttool.schedule_family import KINDS, ScheduleSpec, find_kind
-from ckpttool.schedule_float32 import noam_applied, noam_logged, to_float32
-from ckpttool.schedule_landmarks import default_last_step, landmarks, sample
-from ckpttool.schedule_peers import PEERS, Noam, find_peer
-from ckpttool.schedules import ParameterError, noam, wrap
+from ckpttool.schedules import rates as schedules
+from ckpttool.schedules.family import KINDS, ScheduleSpec, find_kind
+from ckpttool.schedules.float32 import noam_applied, noam_logged, to_float32
+from ckpttool.schedules.landmarks import default_last_step, landmarks, sample
+from ckpttool.schedules.peers import PEERS, Noam, find_peer
+from ckpttool.schedules.rates import ParameterError, noam, wrap
 
 # (scale, model_dim, start, duration, minimum) with 8000 warm-up steps:
 # (schedule's argument = logged step, float64, float32, "%f" of both), from a run of OpenNMT-tf 2.32.0.

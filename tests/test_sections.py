@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
-from ckpttool.sections import StatePart, locate
+from ckpttool.formats.sections import StatePart, locate
 from ckpttool.tensors import DTYPES, Extent, TensorSpec
 
 

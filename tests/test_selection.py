@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ckpttool import selection
-from ckpttool.discovery import discover, from_paths
 from ckpttool.errors import NotFoundError, UnreadableError, UsageError
-from ckpttool.metrics import mode_of, name_metrics
+from ckpttool.selection import choice as selection
+from ckpttool.selection.discovery import discover, from_paths
+from ckpttool.selection.metrics import mode_of, name_metrics
 from ckpttool.tensors import Checkpoint
 
 opened = []

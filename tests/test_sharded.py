@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from ckpttool.api import average
 from ckpttool.cli import main as cli
-from ckpttool.discovery import discover, from_paths
-from ckpttool.engine import execute
+from ckpttool.engine.run import execute
 from ckpttool.errors import (
     MismatchError,
     NotFoundError,
@@ -25,6 +24,7 @@ from ckpttool.errors import (
 )
 from ckpttool.formats import format_of_directory, open_checkpoint
 from ckpttool.plan import make_plan
+from ckpttool.selection.discovery import discover, from_paths
 
 NAMES = ["embed.weight", "layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias", "norm.weight"]
 COMPANIONS = {

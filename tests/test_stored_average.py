@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from ckpttool.engine import execute, read_values
+from ckpttool.engine.run import execute, read_values
 from ckpttool.errors import MismatchError, NotFoundError, UnreadableError, UnsupportedError, UsageError
-from ckpttool.stored_average import StoredAverage
-from ckpttool.stored_files import find_stored_average, folder_average
-from ckpttool.stored_plan import make_stored_plan
+from ckpttool.stored.average import StoredAverage
+from ckpttool.stored.files import find_stored_average, folder_average
+from ckpttool.stored.plan import make_stored_plan
 
 State = dict[str, torch.Tensor]
 

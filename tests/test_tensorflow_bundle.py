@@ -19,15 +19,15 @@ from filler import artifact_like, fill, load, loaded, mean
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpttool import crc32c
-from ckpttool.discovery import discover, from_paths
-from ckpttool.engine import execute
+from ckpttool.checksums import crc32c
+from ckpttool.engine.run import execute
 from ckpttool.errors import NotFoundError, UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats import bundle_entries, leveldb_table, open_checkpoint, protobuf_wire
 from ckpttool.formats import tensorflow_bundle as bundles
 from ckpttool.formats.bundle_entries import Entry
 from ckpttool.formats.object_graph import OBJECT_GRAPH, prune_object_graph
 from ckpttool.plan import make_plan
+from ckpttool.selection.discovery import discover, from_paths
 from ckpttool.tensors import DTYPES, Artifact, OutputTensor
 
 DATA = Path(__file__).parent / "data/tensorflow"

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpttool.errors import UnreadableError, UsageError
-from ckpttool.log_match import compare_log, fit_noam
-from ckpttool.schedule_family import ScheduleSpec, find_kind
-from ckpttool.train_log import compile_pattern, read_log
+from ckpttool.schedules.family import ScheduleSpec, find_kind
+from ckpttool.schedules.log_match import compare_log, fit_noam
+from ckpttool.schedules.train_log import compile_pattern, read_log
 
 TF = (
     "INFO:tensorflow:Step = {step} ; steps/s = 1.25, source words/s = 9000 ; Learning rate = {rate:f} ; Loss = 3.386743"

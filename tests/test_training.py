@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import ckpttool.training
-from ckpttool.coefficients import from_decays
+from ckpttool.coefficients.profiles import WarmupDecay
+from ckpttool.coefficients.weights import from_decays
 from ckpttool.errors import MismatchError, UsageError
-from ckpttool.profiles import WarmupDecay
 from ckpttool.training import MovingAverage
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ckpttool.cli._report import Details
 
 if TYPE_CHECKING:
-    from ckpttool.selection import Discovery
+    from ckpttool.selection.choice import Discovery
 
 __all__ = ["Annealed", "annealing"]
 
@@ -31,7 +31,7 @@ def annealing(found: Discovery, curve: str) -> Annealed:
     Raises:
         UsageError: There is no such curve.
     """
-    from ckpttool.coefficients import anneal, implied_multipliers
+    from ckpttool.coefficients.weights import anneal, implied_multipliers
 
     entries = found.entries
     if all(entry.step is not None for entry in entries):

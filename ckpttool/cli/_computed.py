@@ -18,9 +18,9 @@ from ckpttool.cli._steps import plan_keywords, run_plans, select
 from ckpttool.errors import MismatchError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from ckpttool.keys import KeyPath
-    from ckpttool.lengths import Computed, Kind, Unit, Wanted
-    from ckpttool.selection import Discovery
+    from ckpttool.coefficients.lengths import Computed, Kind, Unit, Wanted
+    from ckpttool.formats.section_names import KeyPath
+    from ckpttool.selection.choice import Discovery
     from ckpttool.tensors import Checkpoint
 
 __all__ = ["DEFAULT_DECAY", "apply_computed", "output_names", "wanted_lengths"]
@@ -37,7 +37,7 @@ def wanted_lengths(
     Raises:
         UsageError: --no-warmup without a decay.
     """
-    from ckpttool.lengths import Wanted
+    from ckpttool.coefficients.lengths import Wanted
 
     said: list[tuple[Kind, Sequence[str]]] = [
         ("decay", decay),
@@ -71,7 +71,7 @@ def apply_computed(
     out: Output,
 ) -> None:
     """Average a run's checkpoints as a moving average would have, at one length or several in one pass."""
-    from ckpttool.lengths import compute
+    from ckpttool.coefficients.lengths import compute
     from ckpttool.plan import make_plan
 
     found = _by_step(select(checkpoints, selection, take_all=True))
@@ -124,7 +124,7 @@ def _without_their_own(found: Discovery) -> _Own:
 
     Loaders that prefer a stored average would then load that one.
     """
-    from ckpttool.stored_layouts import recognise
+    from ckpttool.stored.layouts import recognise
 
     def unread(_spec: object) -> object:
         raise MismatchError("values are not read for a plan")
@@ -163,7 +163,7 @@ def _only(checkpoint: Checkpoint, names: Collection[str] | None) -> Checkpoint:
 
 
 def _is_average(name: str) -> bool:
-    from ckpttool.keys import COPY_KEYS
+    from ckpttool.formats.section_names import COPY_KEYS
 
     return COPY_KEYS.search(name) is not None or name.startswith("ema_")
 
@@ -236,7 +236,7 @@ def _placeholder(wanted: Sequence[Wanted]) -> str:
 
 
 def _details(one: Computed, quadrature: str) -> Details:
-    from ckpttool.lengths import describe_length
+    from ckpttool.coefficients.lengths import describe_length
 
     found = one.statistics
     last = found.multipliers[-1][0]

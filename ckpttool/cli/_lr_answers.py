@@ -10,9 +10,9 @@ from ckpttool.cli._lr_request import title
 from ckpttool.cli._lr_rows import Curve
 from ckpttool.cli._output import Output
 from ckpttool.errors import MismatchError, UsageError
-from ckpttool.schedule_family import ScheduleSpec, Semantics
-from ckpttool.schedule_peers import PEERS, Noam, Peer, find_peer
-from ckpttool.schedules import Schedule
+from ckpttool.schedules.family import ScheduleSpec, Semantics
+from ckpttool.schedules.peers import PEERS, Noam, Peer, find_peer
+from ckpttool.schedules.rates import Schedule
 
 __all__ = ["compare_with_log", "fit_log", "show_peer"]
 
@@ -113,8 +113,8 @@ def compare_with_log(
         UnreadableError: If the log cannot be read.
         UsageError: If the pattern is none.
     """
-    from ckpttool.log_match import compare_log
-    from ckpttool.train_log import compile_pattern, read_log
+    from ckpttool.schedules.log_match import compare_log
+    from ckpttool.schedules.train_log import compile_pattern, read_log
 
     records = read_log(path, compile_pattern(pattern) if pattern is not None else None)
     verdict = compare_log(records, spec, semantics)
@@ -180,8 +180,8 @@ def fit_log(
         UnreadableError: If the log cannot be read.
         UsageError: If the pattern is none, or no line lies above the floor.
     """
-    from ckpttool.log_match import fit_noam
-    from ckpttool.train_log import compile_pattern, read_log
+    from ckpttool.schedules.log_match import fit_noam
+    from ckpttool.schedules.train_log import compile_pattern, read_log
 
     records = read_log(path, compile_pattern(pattern) if pattern is not None else None)
     fit = fit_noam(records, spec, semantics)

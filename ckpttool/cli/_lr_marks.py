@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 
 from ckpttool.cli._lr_request import title
 from ckpttool.cli._lr_rows import Curve
-from ckpttool.schedule_family import Semantics
-from ckpttool.schedule_landmarks import Landmark, landmarks
+from ckpttool.schedules.family import Semantics
+from ckpttool.schedules.landmarks import Landmark, landmarks
 
 __all__ = ["caption", "marked_rows"]
 

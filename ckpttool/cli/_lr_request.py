@@ -9,9 +9,9 @@ from functools import partial
 
 from ckpttool.cli._lr_rows import Curve
 from ckpttool.errors import CkpttoolError, UsageError
-from ckpttool.schedule_family import WRAPPER, Kind, ScheduleSpec, Value, find_kind
-from ckpttool.schedule_landmarks import default_last_step, landmarks
-from ckpttool.schedules import ParameterError
+from ckpttool.schedules.family import WRAPPER, Kind, ScheduleSpec, Value, find_kind
+from ckpttool.schedules.landmarks import default_last_step, landmarks
+from ckpttool.schedules.rates import ParameterError
 
 __all__ = ["Request", "make_request", "parse_pairs", "title"]
 
@@ -78,7 +78,7 @@ def make_request(
     warnings: list[str] = []
     complain: Callable[[Sequence[str]], CkpttoolError] | None = None
     if config is not None or auto_config is not None:
-        from ckpttool import schedule_config
+        from ckpttool.schedules import config as schedule_config
 
         if config is not None:
             read = schedule_config.read_config(config, auto_config)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
-from ckpttool.schedule_family import Dtype, ScheduleSpec, Semantics
-from ckpttool.schedules import Schedule
+from ckpttool.schedules.family import Dtype, ScheduleSpec, Semantics
+from ckpttool.schedules.rates import Schedule
 
 __all__ = ["FORMATS", "Curve", "Format", "Rows", "render"]
 

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TextIO
 
-from ckpttool.schedule_picture import Line, Picture
+from ckpttool.schedules.picture import Line, Picture
 
 __all__ = ["canvas_columns", "draw", "draws_braille", "has_colour", "terminal_width"]
 

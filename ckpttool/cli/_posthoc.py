@@ -15,11 +15,11 @@ from ckpttool.cli._steps import plan_keywords, run_plans
 from ckpttool.errors import MismatchError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from ckpttool.lengths import Wanted
-    from ckpttool.posthoc import Stored
-    from ckpttool.snapshots import StoredProfile
+    from ckpttool.coefficients.lengths import Wanted
+    from ckpttool.coefficients.posthoc import Stored
+    from ckpttool.coefficients.snapshots import StoredProfile
+    from ckpttool.stored.trees import KeyPath
     from ckpttool.tensors import Checkpoint
-    from ckpttool.trees import KeyPath
 
 __all__ = ["apply_posthoc", "is_posthoc"]
 
@@ -42,7 +42,7 @@ class _Snapshot:
 
 def is_posthoc(checkpoints: Sequence[Path]) -> bool:
     """Whether names are those of snapshots that EDM2 or ema-pytorch wrote for this."""
-    from ckpttool.snapshots import snapshot_number
+    from ckpttool.coefficients.snapshots import snapshot_number
 
     if len(checkpoints) == 1 and checkpoints[0].is_dir():
         names = [path for path in checkpoints[0].iterdir() if not path.name.startswith(".")]
@@ -64,8 +64,8 @@ def apply_posthoc(
     out: Output,
 ) -> None:
     """Synthesise averages of the wanted lengths from snapshots, or cut a segment of training out of two of them."""
+    from ckpttool.coefficients.snapshots import profiles_of
     from ckpttool.plan import make_plan
-    from ckpttool.snapshots import profiles_of
 
     paths, steps = _snapshots(checkpoints, selection)
     stored = profiles_of(paths, steps, profiles, update_every)
@@ -113,8 +113,8 @@ class _Result:
 
 
 def _fitted(stored: Sequence[Stored], wanted: Wanted) -> _Result:
-    from ckpttool.posthoc import retarget, synthesize
-    from ckpttool.profiles import PowerFunction
+    from ckpttool.coefficients.posthoc import retarget, synthesize
+    from ckpttool.coefficients.profiles import PowerFunction
 
     target = wanted.profile()
     powers = isinstance(target, PowerFunction) and all(
@@ -152,7 +152,7 @@ def _fitted(stored: Sequence[Stored], wanted: Wanted) -> _Result:
 
 
 def _segment(stored: Sequence[Stored], start: int, stop: int) -> _Result:
-    from ckpttool.posthoc import segment
+    from ckpttool.coefficients.posthoc import segment
 
     ends = []
     for step in (start, stop):
@@ -185,7 +185,7 @@ def _segment(stored: Sequence[Stored], start: int, stop: int) -> _Result:
 
 
 def _said(stored: Stored) -> str:
-    from ckpttool.profiles import ConstantDecay, PowerFunction, WarmupDecay
+    from ckpttool.coefficients.profiles import ConstantDecay, PowerFunction, WarmupDecay
 
     profile = stored.profile
     if isinstance(profile, PowerFunction):
@@ -200,7 +200,7 @@ def _said(stored: Stored) -> str:
 def _snapshots(checkpoints: Sequence[Path], selection: SelectionOptions) -> tuple[list[Path], list[int | None]]:
     """The snapshots of a directory or a list, with the steps that selection knows."""
     from ckpttool.cli._steps import select
-    from ckpttool.snapshots import snapshot_number
+    from ckpttool.coefficients.snapshots import snapshot_number
 
     if len(checkpoints) == 1 and checkpoints[0].is_dir():
         numbered = sorted(
@@ -227,7 +227,7 @@ def _snapshots(checkpoints: Sequence[Path], selection: SelectionOptions) -> tupl
 
 def _open(path: Path, step: int, section: str | None) -> _Snapshot:
     """A snapshot's average: the one inside the file where it holds both, else its weights, which are the average."""
-    from ckpttool.stored_files import find_stored_average
+    from ckpttool.stored.files import find_stored_average
 
     try:
         found = find_stored_average(path, section=section)
@@ -235,7 +235,7 @@ def _open(path: Path, step: int, section: str | None) -> _Snapshot:
         found = None
     if found is None or (found.source is not found.checkpoint):
         from ckpttool.formats import open_checkpoint
-        from ckpttool.selection import weights_file
+        from ckpttool.selection.choice import weights_file
 
         opened = open_checkpoint(weights_file(path), section=section)
         return _Snapshot(replace(opened, copies={}), step, (), renamed=False)

@@ -16,7 +16,7 @@ from ckpttool.plan import Plan
 from ckpttool.tensors import Skipped
 
 if TYPE_CHECKING:
-    from ckpttool.engine import Result
+    from ckpttool.engine.run import Result
 
 __all__ = ["SCHEMA_VERSION", "Details", "document", "facts", "print_plan", "print_result", "print_start"]
 

@@ -63,7 +63,7 @@ def print_shown(names: Sequence[str], plan: Plan, out: Output) -> None:
 def _values(spec: TensorSpec) -> dict[str, str]:
     import numpy as np
 
-    from ckpttool.engine import read_values
+    from ckpttool.engine.run import read_values
 
     values: Any = read_values(spec)
     return {"[" + ", ".join(map(str, index)) + "]": _spelled(values[index]) for index in np.ndindex(values.shape)}

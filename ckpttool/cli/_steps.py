@@ -14,7 +14,7 @@ from ckpttool.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from ckpttool.plan import Plan
-    from ckpttool.selection import Discovery
+    from ckpttool.selection.choice import Discovery
 
 __all__ = ["default_output", "plan_keywords", "run_plans", "select"]
 
@@ -33,7 +33,7 @@ def select(
     Raises:
         NotFoundError: Fewer than two were found, and --last 1 did not ask for one.
     """
-    from ckpttool.discovery import discover, from_paths
+    from ckpttool.selection.discovery import discover, from_paths
 
     if len(checkpoints) == 1 and (checkpoints[0].is_dir() or not checkpoints[0].exists()):
         found = discover(
@@ -134,7 +134,7 @@ def run_plans(
     show: Sequence[str] = (),
 ) -> None:
     """Print the plans (--dry-run), or execute them together and say what became of them and of the tensors to show."""
-    from ckpttool.engine import execute_together, expected_memory
+    from ckpttool.engine.run import execute_together, expected_memory
 
     memory = expected_memory(run.jobs)
     told = [None] * len(plans) if details is None else details

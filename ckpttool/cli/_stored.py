@@ -15,8 +15,8 @@ from ckpttool.errors import UsageError
 from ckpttool.matching import first_names
 
 if TYPE_CHECKING:
-    from ckpttool.stored_average import StoredAverage
-    from ckpttool.verdicts import Judged
+    from ckpttool.stored.average import StoredAverage
+    from ckpttool.stored.verdicts import Judged
 
 __all__ = ["apply_stored", "list_stored"]
 
@@ -33,8 +33,8 @@ def apply_stored(
     out: Output,
 ) -> None:
     """Put the average that a checkpoint holds in the weights' place, in a new file."""
-    from ckpttool.stored_files import find_stored_average
-    from ckpttool.stored_plan import make_stored_plan
+    from ckpttool.stored.files import find_stored_average
+    from ckpttool.stored.plan import make_stored_plan
 
     found = find_stored_average(path, section=section, slot=slot, names_from=names_from)
     if output is None:
@@ -70,8 +70,8 @@ def list_stored(
     out: Output,
 ) -> None:
     """Say what averages checkpoints hold, and what their numbers say; of two of one run, whether the average moves."""
-    from ckpttool.stored_files import find_stored_average
-    from ckpttool.verdicts import judge
+    from ckpttool.stored.files import find_stored_average
+    from ckpttool.stored.verdicts import judge
 
     documents = []
     earlier: StoredAverage | None = None

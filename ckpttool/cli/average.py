@@ -66,7 +66,7 @@ def average(
     from ckpttool.cli._anneal import annealing
     from ckpttool.cli._show import check_shown
     from ckpttool.cli._steps import default_output, plan_keywords, run_plans, select
-    from ckpttool.coefficients import explicit
+    from ckpttool.coefficients.weights import explicit
     from ckpttool.plan import make_plan
 
     if anneal is not None and weights is not None:

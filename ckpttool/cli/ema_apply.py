@@ -109,7 +109,7 @@ def ema_apply(
         paths = _newest_two(checkpoints, selection)
         list_stored(paths, section=selection.section, slot=slot, names_from=names_from, as_json=run.as_json, out=out)
     elif stored_profile or segment or is_posthoc(checkpoints):
-        from ckpttool.snapshots import parse_profile
+        from ckpttool.coefficients.snapshots import parse_profile
 
         apply_posthoc(
             checkpoints,
@@ -159,8 +159,8 @@ def ema_apply(
 
 def _is_one(path: Path) -> bool:
     """Whether a path is one checkpoint: a file, a folder with weights in it, or two folders: weights and average."""
-    from ckpttool.selection import weights_file
-    from ckpttool.stored_files import folder_average
+    from ckpttool.selection.choice import weights_file
+    from ckpttool.stored.files import folder_average
 
     if not path.is_dir():
         return path.exists()
@@ -169,7 +169,7 @@ def _is_one(path: Path) -> bool:
 
 def _newest_two(checkpoints: tuple[Path, ...], selection: SelectionOptions) -> list[Path]:
     """What --list looks at: the checkpoints named, or the newest two of a model directory."""
-    from ckpttool.discovery import discover
+    from ckpttool.selection.discovery import discover
 
     if len(checkpoints) != 1 or not checkpoints[0].is_dir() or _is_one(checkpoints[0]):
         return list(checkpoints)

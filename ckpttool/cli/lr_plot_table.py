@@ -19,9 +19,9 @@ from ckpttool.cli._output import Output, ascii_safe
 from ckpttool.cli._plot import canvas_columns, draw, draws_braille, has_colour, terminal_width
 from ckpttool.cli._saving import check_output, save, save_text
 from ckpttool.errors import UsageError
-from ckpttool.schedule_family import Dtype, Semantics
-from ckpttool.schedule_picture import Picture, make_picture
-from ckpttool.schedule_steps import MARKERS, StepSelection, parse_steps, salient_steps
+from ckpttool.schedules.family import Dtype, Semantics
+from ckpttool.schedules.picture import Picture, make_picture
+from ckpttool.schedules.steps import MARKERS, StepSelection, parse_steps, salient_steps
 
 _TABLES: dict[str, Format] = {
     ".csv": "csv",
@@ -228,7 +228,7 @@ def _check_outputs(outputs: Sequence[tuple[str, str]], options: dict[str, Any]) 
             raise UsageError(f"-o {path} is there twice", hint="Name another file.")
         check_output(path, force=options["force"], inputs=inputs)
         if extension in _PICTURES:
-            from ckpttool.figures import check_matplotlib
+            from ckpttool.schedules.figures import check_matplotlib
 
             check_matplotlib()
 
@@ -358,7 +358,7 @@ class _Table:
         sys.stdout.flush()
 
     def _save_picture(self, path: str, extension: str) -> None:
-        from ckpttool.figures import COLUMNS, save_figure
+        from ckpttool.schedules.figures import COLUMNS, save_figure
 
         picture = self.picture(COLUMNS)
         save(path, lambda file: save_figure(picture, file, "svg" if extension == ".svg" else "png"))

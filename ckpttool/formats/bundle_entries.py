@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpttool import crc32c
+from ckpttool.checksums import crc32c
 from ckpttool.errors import UnreadableError, UnsupportedError
 from ckpttool.formats import protobuf_wire as wire
 from ckpttool.formats.leveldb_table import CompressedBlockError, read_table, write_table

@@ -15,7 +15,7 @@ from typing import Any
 from ckpttool.errors import UnreadableError, UnsupportedError
 from ckpttool.formats.inert_pickle import Inert, InertType, inert_type, load
 from ckpttool.formats.pickle_emitter import DROPPED, dump
-from ckpttool.sections import KeyPath
+from ckpttool.formats.sections import KeyPath
 from ckpttool.tensors import DTYPES, DType, Region
 
 __all__ = ["BytesEntry", "Entry", "Metadata", "Stored", "TensorEntry", "parse", "rewrite"]

@@ -17,11 +17,11 @@ from ckpttool.errors import UnreadableError
 from ckpttool.formats.dcp_chunks import ChunkFiles
 from ckpttool.formats.dcp_metadata import BytesEntry, Metadata, TensorEntry
 from ckpttool.formats.inert_pickle import load
+from ckpttool.formats.section_names import OPTIMIZER_KEYS
+from ckpttool.formats.sections import KeyPath
 from ckpttool.formats.torch_tensors import Refused, Storages, TensorReader, storage_ref
 from ckpttool.formats.torch_tree import Opaque, plain_tree
 from ckpttool.formats.zip_archive import first_name, open_archive
-from ckpttool.keys import OPTIMIZER_KEYS
-from ckpttool.sections import KeyPath
 from ckpttool.tensors import Extent, Piece, TensorSpec
 
 __all__ = ["FlatTree", "plain_values", "tree_of"]

@@ -20,7 +20,7 @@ from ckpttool.formats.dcp_chunks import FileLayout
 from ckpttool.formats.dcp_metadata import Metadata, Stored, TensorEntry, parse, rewrite
 from ckpttool.formats.dcp_tree import FlatTree, plain_values, tree_of
 from ckpttool.formats.directories import Directory, companion_files, companions_of, layout_row, load_json
-from ckpttool.sections import KeyPath, Located, dotted, locate
+from ckpttool.formats.sections import KeyPath, Located, dotted, locate
 from ckpttool.tensors import Artifact, Checkpoint, DType, Extent, OutputFile, Region, TensorId
 
 __all__ = ["NAME", "SUFFIXES", "WRITES_DIRECTORY", "lay_out", "read", "recognise"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 
-from ckpttool import crc32c
+from ckpttool.checksums import crc32c
 from ckpttool.formats.protobuf_wire import read_varint, write_varints
 
 __all__ = ["FOOTER_BYTES", "MAGIC", "CompressedBlockError", "read_table", "write_table"]

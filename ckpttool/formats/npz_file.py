@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckpttool.checksums import combine_crc32
+from ckpttool.checksums.crc32 import combine_crc32
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats import npy_header
 from ckpttool.formats.npz_layout import MAX_COMMENT, NpzLayout

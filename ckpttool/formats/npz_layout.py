@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ckpttool.checksums import combine_crc32
+from ckpttool.checksums.crc32 import combine_crc32
 from ckpttool.tensors import Copy, Extent, OutputFile, Slot, TensorId
 
 __all__ = ["MAX_COMMENT", "NpzLayout"]

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckpttool import crc32c
+from ckpttool.checksums import crc32c
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats.bundle_entries import (
     STRING,

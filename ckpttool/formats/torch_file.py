@@ -17,12 +17,12 @@ from typing import Any
 
 from ckpttool.errors import MismatchError, UnreadableError, UnsupportedError
 from ckpttool.formats.inert_pickle import load
+from ckpttool.formats.sections import KeyPath, Located, dotted, locate
 from ckpttool.formats.torch_layout import lay_out_graph, plain_graph
 from ckpttool.formats.torch_legacy import is_legacy, is_legacy_tar, read_legacy
 from ckpttool.formats.torch_tensors import Refused, Storages, TensorReader, storage_ref
 from ckpttool.formats.torch_tree import Opaque, plain_tree
 from ckpttool.formats.zip_archive import Archive, first_name, open_archive
-from ckpttool.sections import KeyPath, Located, dotted, locate
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile, TensorSpec
 
 __all__ = ["NAME", "PROVENANCE", "SUFFIXES", "TorchContainer", "lay_out", "read", "read_graph", "recognise"]

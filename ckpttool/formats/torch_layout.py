@@ -8,6 +8,7 @@ from typing import Any
 from ckpttool.errors import UnreadableError, UnsupportedError
 from ckpttool.formats.inert_pickle import Inert
 from ckpttool.formats.pickle_emitter import DROPPED, dump
+from ckpttool.formats.sections import KeyPath, Located, Replacement
 from ckpttool.formats.torch_tensors import (
     STORAGE_ITEMSIZES,
     NewStorage,
@@ -19,7 +20,6 @@ from ckpttool.formats.torch_tensors import (
 )
 from ckpttool.formats.torch_tree import find
 from ckpttool.formats.zip_layout import ALIGNMENT, ZipLayout
-from ckpttool.sections import KeyPath, Located, Replacement
 from ckpttool.tensors import Artifact, Extent, OutputFile, TensorId, TensorSpec
 
 __all__ = ["lay_out_graph", "plain_graph"]

@@ -1,7 +1,7 @@
 """The plain tree in a torch pickle: nested dicts and lists with tensors and small values, everything else opaque.
 
-`ckpttool.sections.locate` finds weights, training state and step in it; `find` leads from a key path in the tree back
-to the objects of the graph, where they are replaced.
+`ckpttool.formats.sections.locate` finds weights, training state and step in it; `find` leads from a key path in the
+tree back to the objects of the graph, where they are replaced.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ckpttool.formats.inert_pickle import Inert
+from ckpttool.formats.sections import KeyPath
 from ckpttool.formats.torch_tensors import Refused, TensorReader
-from ckpttool.sections import KeyPath
 
 __all__ = ["Opaque", "Place", "find", "plain_tree"]
 

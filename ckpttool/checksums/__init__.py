@@ -1,0 +1,1 @@
+"""Checksums of parts, put together: CRC-32 for zip archives, CRC-32C for TensorFlow."""

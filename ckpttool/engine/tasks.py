@@ -1,0 +1,328 @@
+"""Cuts plans into tasks: what is read together, summed together and written together.
+
+A task names open files and byte positions only. Files are opened here, and whatever can be refused about them is
+refused here, before the output is begun.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from ckpttool.chunks import narrow
+from ckpttool.engine import numerics
+from ckpttool.engine.piece_io import PiecedView, open_view
+from ckpttool.engine.storage_io import Source, Sources, View
+from ckpttool.errors import CkpttoolError, MismatchError, UsageError
+from ckpttool.plan import Action, Plan, PlannedTensor
+from ckpttool.tensors import DTYPES, Region, TensorId, TensorSpec
+
+__all__ = [
+    "Chunk",
+    "Comparison",
+    "Copying",
+    "Preparation",
+    "Recipe",
+    "SumRecipe",
+    "Task",
+    "TensorTask",
+    "label_of",
+    "not_tied",
+]
+
+_SMALLEST_CHUNK = 1 << 14
+_MOST_KEPT = 8
+"""So many members' chunks are held at once; of more members, smaller ones."""
+_COPY_BYTES = 1 << 20
+
+
+def label_of(tensor_id: TensorId) -> str:
+    """A tensor as messages name it."""
+    section, name = tensor_id
+    return f"{section}.{name}" if section else name
+
+
+@dataclass(frozen=True, slots=True)
+class SumRecipe:
+    """How one plan's value of a tensor follows from the views that are read.
+
+    Attributes:
+        action: What becomes of it.
+        operands: Dtype and weight of each term.
+        views: For each term, which of the views it is.
+        newest: Index of the newest term.
+        divisor: What the sum is divided by.
+        component: The output's real dtype.
+        is_averaged: Whether NaN and infinity are looked for.
+    """
+
+    action: Action
+    operands: tuple[numerics.Operand, ...]
+    views: tuple[int, ...]
+    newest: int
+    divisor: float
+    component: str
+    is_averaged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What tensors must have in common to share a chunk."""
+
+    sums: tuple[SumRecipe | None, ...]
+    components: tuple[str, ...]
+    swaps: tuple[bool, ...]
+    lanes: int
+    keeps: bool
+    """Whether the bytes of all views are held at once, not one after another."""
+
+
+@dataclass(slots=True)
+class TensorTask:
+    """A tensor with its views and its places; one PlannedTensor and one place for each plan that writes it."""
+
+    label: str
+    numel: int
+    views: list[View | PiecedView]
+    planned: list[PlannedTensor | None]
+    places: list[tuple[int, int] | None]
+    """For each plan, (index of the file, offset in it)."""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Parts of tensors that are summed together: (tensor, first element, one past the last)."""
+
+    recipe: Recipe
+    pieces: list[tuple[TensorTask, int, int]] = field(default_factory=list)
+    size: int = 0
+
+    def positions(self) -> Iterator[tuple[int, tuple[TensorTask, int, int]]]:
+        """The pieces with their positions in the chunk, in elements."""
+        position = 0
+        for piece in self.pieces:
+            yield position, piece
+            position += piece[2] - piece[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Copying:
+    """Bytes of an input that are written as they are."""
+
+    plan: int
+    file: int
+    slot: int
+    """Offset of the whole copy in the output file, by which its checksum is known."""
+    start: int
+    nbytes: int
+    source: Source
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Elements of two views that must be equal."""
+
+    path: Path
+    label: str
+    other: str
+    views: tuple[View | PiecedView, View | PiecedView]
+    start: int
+    stop: int
+
+
+Task: TypeAlias = "Chunk | Copying | Comparison"
+
+
+_Place: TypeAlias = tuple[int, int, int]
+"""Index of the file, offset in it, number of bytes."""
+
+_How: TypeAlias = tuple[Action, int, float, str, tuple[tuple[int, float], ...]]
+"""Action, newest term, divisor, name of the output's dtype, and view and weight of each term."""
+
+
+def _recipe(hows: Sequence[_How | None], views: Sequence[View | PiecedView], lanes: int) -> Recipe:
+    """What one `_How` for each plan and the views' dtypes come to."""
+    sums = [
+        None
+        if how is None
+        else SumRecipe(
+            action=how[0],
+            operands=tuple([numerics.Operand(views[index].component, weight) for index, weight in how[4]]),
+            views=tuple([index for index, _ in how[4]]),
+            newest=how[1],
+            divisor=how[2] if how[0] == "average" else 1,
+            component=numerics.component(DTYPES[how[3]]),
+            is_averaged=DTYPES[how[3]].is_averaged,
+        )
+        for how in hows
+    ]
+    keeps = len(hows) > 1 or any(
+        how is not None and how.action == "average" and numerics.needs_all(how.operands, how.component) for how in sums
+    )
+    components, swaps = tuple([view.component for view in views]), tuple([view.swap for view in views])
+    return Recipe(tuple(sums), components, swaps, lanes, keeps)
+
+
+class Preparation:
+    """Opens what the plans read, and cuts the work into tasks."""
+
+    def __init__(self, plans: Sequence[Plan], sources: Sources) -> None:
+        self._plans = plans
+        self._sources = sources
+        self._recipes: dict[object, Recipe] = {}
+
+    def tasks(self, chunk_elements: int) -> list[Task]:
+        """Everything that has to be done, in the order of the output's bytes."""
+        tensors = self._tensors()
+        tasks: list[Task] = []
+        self._compare(tasks, chunk_elements)
+        open_chunks: dict[int, Chunk] = {}
+        for tensor, recipe in tensors:
+            limit = chunk_elements
+            if recipe.keeps and len(recipe.components) > _MOST_KEPT:
+                limit = min(limit, max(_SMALLEST_CHUNK, limit * _MOST_KEPT // len(recipe.components)))
+            start = 0
+            while start < tensor.numel:
+                chunk = open_chunks.get(id(recipe))
+                if chunk is None:
+                    chunk = open_chunks[id(recipe)] = Chunk(recipe)
+                    tasks.append(chunk)
+                stop = min(tensor.numel, start + limit - chunk.size)
+                chunk.pieces.append((tensor, start, stop))
+                chunk.size += stop - start
+                if chunk.size >= limit:
+                    del open_chunks[id(recipe)]
+                start = stop
+        self._copy(tasks)
+        return tasks
+
+    def _tensors(self) -> list[tuple[TensorTask, Recipe]]:
+        """The tensors that some plan has a place for, ordered by that place; of a tensor in pieces, each region."""
+        places: list[dict[TensorId, dict[Region | None, _Place]]] = []
+        for plan in self._plans:
+            by_tensor: dict[TensorId, dict[Region | None, _Place]] = {}
+            for index, file in enumerate(plan.files):
+                for slot in file.slots:
+                    by_tensor.setdefault(slot.tensor, {})[slot.region] = (index, slot.offset, slot.nbytes)
+            places.append(by_tensor)
+        by_id = [{tensor.id: tensor for tensor in plan.tensors} for plan in self._plans]
+        for index, plan in enumerate(self._plans):
+            missing = next((key for key in places[index] if key not in by_id[index]), None)
+            if missing is not None:
+                raise CkpttoolError(
+                    f"{plan.output}: nothing was planned for {label_of(missing)}", tensor=label_of(missing)
+                )
+            if index and by_id[index].keys() != by_id[0].keys():
+                raise UsageError("the plans are not about the same tensors, and cannot be executed together")
+        prepared = []
+        for tensor_id in by_id[0]:
+            found = [place.get(tensor_id, {}) for place in places]
+            planned = [by[tensor_id] for by in by_id]
+            for region in dict.fromkeys(region for regions in found for region in regions):
+                where = [regions.get(region) for regions in found]
+                prepared.append((where[0] or (0, 0, 0), self._tensor(tensor_id, region, planned, where)))
+        prepared.sort(key=lambda entry: entry[0][:2])
+        return [entry for _, entry in prepared]
+
+    def _tensor(
+        self, tensor_id: TensorId, region: Region | None, planned: list[PlannedTensor], where: list[_Place | None]
+    ) -> tuple[TensorTask, Recipe]:
+        label = label_of(tensor_id)
+        output = planned[0].output
+        numel = math.prod(output.shape if region is None else region.sizes)
+        lanes = numerics.lanes(output.dtype)
+        together = len(planned) > 1
+        views: list[View | PiecedView] = []
+        known: dict[TensorSpec, int] = {}
+        hows: list[_How | None] = []
+        for plan, tensor, place in zip(self._plans, planned, where, strict=True):
+            if place is None:
+                hows.append(None)
+                continue
+            if tensor.output.shape != output.shape or tensor.output.strides != output.strides:
+                raise UsageError(f"{label}: the plans store it in different ways, and cannot be executed together")
+            taken = numel * tensor.output.dtype.itemsize
+            if place[2] != taken:
+                raise CkpttoolError(f"{plan.output}: {label} takes {taken} bytes, not {place[2]}", tensor=label)
+            terms = []
+            for term in tensor.terms:
+                spec = term.tensor
+                if spec.shape != output.shape or numerics.lanes(spec.dtype) != lanes:
+                    raise MismatchError(
+                        f"{plan.members[term.member].checkpoint.path}: {label} is {spec.dtype} {list(spec.shape)},"
+                        f" and the output {output.dtype} {list(output.shape)}",
+                        path=plan.members[term.member].checkpoint.path,
+                        tensor=label,
+                    )
+                if region is not None:
+                    spec = narrow(spec, region)
+                index = known.get(spec) if together else None
+                if index is None:
+                    index = len(views)
+                    views.append(open_view(spec, output.strides, self._sources, label))
+                    if together:
+                        known[spec] = index
+                terms.append((index, term.weight))
+            hows.append((tensor.action, tensor.newest, plan.divisor, tensor.output.dtype.name, tuple(terms)))
+        # Looked up by plain tuples: to build a recipe for each of very many tensors would cost more than to read them.
+        key = (tuple(hows), tuple([(view.component, view.swap) for view in views]))
+        recipe = self._recipes.get(key)
+        if recipe is None:
+            recipe = self._recipes[key] = _recipe(hows, views, lanes)
+        places = [None if place is None else place[:2] for place in where]
+        kept = [tensor if place is not None else None for tensor, place in zip(planned, where, strict=True)]
+        return TensorTask(label, numel, views, kept, places), recipe
+
+    def _compare(self, tasks: list[Task], chunk_elements: int) -> None:
+        """Tasks that compare what the output ties and a member does not."""
+        done = set()
+        for plan in self._plans:
+            for tensor in plan.tensors:
+                for other, first, second in tensor.must_equal:
+                    if (first, second) in done:
+                        continue
+                    done.add((first, second))
+                    path, label = first.storage.path, label_of(tensor.id)
+                    if first.shape != second.shape or first.dtype != second.dtype:
+                        raise not_tied(path, label, other)
+                    views = (
+                        open_view(first, None, self._sources, label),
+                        open_view(second, None, self._sources, other),
+                    )
+                    tasks.extend(
+                        Comparison(path, label, other, views, start, min(first.numel, start + chunk_elements))
+                        for start in range(0, first.numel, chunk_elements)
+                    )
+
+    def _copy(self, tasks: list[Task]) -> None:
+        """Tasks that copy bytes of an input as they are."""
+        for index, plan in enumerate(self._plans):
+            for number, file in enumerate(plan.files):
+                for copy in file.copies:
+                    source, position = self._sources.locate(copy.source, "its training state")
+                    tasks.extend(
+                        Copying(
+                            index,
+                            number,
+                            copy.offset,
+                            start,
+                            min(_COPY_BYTES, copy.source.nbytes - start),
+                            source,
+                            position + start,
+                        )
+                        for start in range(0, copy.source.nbytes, _COPY_BYTES)
+                    )
+
+
+def not_tied(path: Path, label: str, other: str) -> MismatchError:
+    """The error for two tensors of a member that differ although the output ties them."""
+    return MismatchError(
+        f"{path}: {label} and {other} differ, and the output makes one tensor of them",
+        path=path,
+        tensor=label,
+        hint="The newest checkpoint ties these two and this one does not: it may be from another model.",
+    )

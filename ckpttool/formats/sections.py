@@ -1,0 +1,483 @@
+"""Where the weights are inside a checkpoint: weights, copies of them, training state, step.
+
+Training loops save one nested mapping, and each calls its parts something else. The names are data (the tables
+of `ckpttool.formats.section_names`); `locate` applies them to a tree whose tensors are `TensorSpec`s. No file is opened
+here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
+from ckpttool.formats.section_names import (
+    COPY_KEYS,
+    JOINED_SECTIONS,
+    OPTIMIZER_KEYS,
+    SCHEDULER_ENTRIES,
+    SCHEDULER_KEYS,
+    STATE_ROWS,
+    STEP_PATHS,
+    WEIGHT_SECTIONS,
+    WRAPPERS,
+    KeyPath,
+    Replacement,
+)
+from ckpttool.tensors import TensorSpec
+
+__all__ = ["KeyPath", "Located", "Replacement", "StatePart", "dotted", "locate"]
+
+
+@dataclass(frozen=True, slots=True)
+class StatePart:
+    """A piece of training state (optimizer, scheduler, scaler), and what its framework's loader wants in its place."""
+
+    path: KeyPath
+    replacement: Replacement
+
+
+@dataclass(frozen=True)
+class Located:
+    """What is where in a checkpoint's tree.
+
+    Attributes:
+        weights: Weight name to its key path, in the file's own order. Never empty.
+        copies: Further sets of the same weights (a stored moving average) by dotted section, under their own names;
+            the elements of a nameless list are named "0", "1", ... in its order.
+        section: Dotted key path of the weights; empty for a bare state dict; several are joined with "+".
+        state: Training state, in the file's own order.
+        step: The number of updates that the content states, >= 0. An epoch is not a step: it stands in `values`.
+        values: The small plain values of the tree (numbers, strings, booleans) by dotted key path, training state
+            and weights apart.
+        notes: Sentences that a user should read.
+    """
+
+    weights: Mapping[str, KeyPath]
+    copies: Mapping[str, Mapping[str, KeyPath]] = field(default_factory=dict)
+    section: str = ""
+    state: tuple[StatePart, ...] = ()
+    step: int | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+_MAX_DEPTH = 24
+_MAX_NODES = 4_000_000
+_MAX_VALUES = 4_000
+_MAX_TEXT = 400
+
+
+# --- Walking ---------------------------------------------------------------------------------------------------
+
+
+def dotted(path: KeyPath) -> str:
+    """A key path as users type it: ``("extra_state", "ema")`` is ``extra_state.ema``."""
+    return ".".join(map(str, path))
+
+
+def _items(node: Any) -> Iterator[tuple[str | int, Any]]:
+    """The children of a container, with keys that a path can hold."""
+    if isinstance(node, Mapping):
+        yield from ((key, value) for key, value in node.items() if isinstance(key, (str, int)))
+    elif isinstance(node, (list, tuple)):
+        yield from enumerate(node)
+
+
+def _walk(node: Any, path: KeyPath = (), seen: set[int] | None = None) -> Iterator[tuple[KeyPath, Any]]:
+    """Every node below, parents first, each container once (pickles may share containers and hold cycles)."""
+    seen = set() if seen is None else seen
+    for key, value in _items(node):
+        here = (*path, key)
+        if isinstance(value, (Mapping, list, tuple)):
+            if id(value) in seen or len(here) > _MAX_DEPTH:
+                continue
+            seen.add(id(value))
+            yield here, value
+            yield from _walk(value, here, seen)
+        else:
+            yield here, value
+
+
+def _at(tree: Any, path: KeyPath) -> Any:
+    """The node at a path; None where there is none. A negative index counts from the end of a list."""
+    for key in path:
+        if isinstance(tree, (list, tuple)):
+            present = isinstance(key, int) and -len(tree) <= key < len(tree)
+        else:
+            present = isinstance(tree, Mapping) and key in tree
+        if not present:
+            return None
+        tree = tree[key]
+    return tree
+
+
+def _tensors(node: Any, path: KeyPath, source: str) -> dict[str, KeyPath]:
+    """The tensors below a node, named by their dotted path from it.
+
+    Raises:
+        UnsupportedError: Two tensors come to have one name.
+        UnreadableError: The containers nest without end.
+    """
+    found: dict[str, KeyPath] = {}
+    pending: list[tuple[str, KeyPath, Any]] = [("", path, node)]
+    visited = 0
+    while pending:
+        prefix, here, container = pending.pop()
+        deeper = []
+        for key, value in _items(container):
+            visited += 1
+            if visited > _MAX_NODES or len(here) > _MAX_DEPTH + len(path):
+                raise UnreadableError(f"{source}: the containers in {dotted(path) or 'the file'} nest without end")
+            name = f"{prefix}{key}"
+            if isinstance(value, TensorSpec):
+                if name in found:
+                    raise UnsupportedError(f"{source}: two tensors are called {name}", tensor=name)
+                found[name] = (*here, key)
+            elif isinstance(value, (Mapping, list, tuple)):
+                deeper.append((f"{name}.", (*here, key), value))
+        pending.extend(reversed(deeper))
+    return found
+
+
+def _has_tensors(node: Any) -> bool:
+    return any(isinstance(value, TensorSpec) for _, value in _walk(node))
+
+
+# --- Training state, step, values ------------------------------------------------------------------------------
+
+
+def _is_state(key: str, value: Any) -> bool:
+    """Whether a value is evidently optimizer, scheduler or scaler state, and not a configuration of that name."""
+    if value is None or isinstance(value, (str, int, float, TensorSpec)):
+        return False
+    is_container = isinstance(value, (Mapping, list, tuple))
+    if OPTIMIZER_KEYS.fullmatch(key):
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(part, Mapping) and "param_groups" in part for part in parts) or _has_tensors(value):
+            return True
+        # A pickled optimizer object; but "opt" is what many call their options.
+        return not is_container and not key.endswith(("opt", "opts"))
+    if SCHEDULER_KEYS.fullmatch(key) and not COPY_KEYS.search(key):
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        keyed = any(isinstance(part, Mapping) and SCHEDULER_ENTRIES & set(part) for part in parts)
+        return keyed or key.endswith(("_state", "_state_dict")) or (is_container and _has_tensors(value))
+    return False
+
+
+def _find_state(tree: Mapping[Any, Any], root: KeyPath) -> tuple[StatePart, ...]:
+    base = _at(tree, root)
+    parts: dict[KeyPath, StatePart] = {}
+    for row in STATE_ROWS:
+        if not all(key in base for key in row.when):
+            continue
+        parent = _at(base, row.parent)
+        for key in row.keys:
+            if isinstance(parent, Mapping) and parent.get(key) is not None:
+                path = (*root, *row.parent, key)
+                parts.setdefault(path, StatePart(path, row.replacement))
+    for key, value in base.items():
+        if isinstance(key, str) and _is_state(key, value):
+            parts.setdefault((*root, key), StatePart((*root, key), "delete"))
+    order = {key: index for index, key in enumerate(base)}
+    return tuple(sorted(parts.values(), key=lambda part: order[part.path[len(root)]]))
+
+
+def _find_step(tree: Mapping[Any, Any], roots: tuple[KeyPath, ...]) -> int | None:
+    for root in roots:
+        for path in STEP_PATHS:
+            value = _at(tree, (*root, *path))
+            if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+                return value
+    return None
+
+
+def _find_values(tree: Mapping[Any, Any], apart: set[int]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for path, value in _walk(tree, seen=set(apart)):
+        if len(values) >= _MAX_VALUES:
+            break
+        if isinstance(value, (int, float)) or (isinstance(value, str) and len(value) <= _MAX_TEXT):
+            values[dotted(path)] = value
+    return values
+
+
+# --- Weights ---------------------------------------------------------------------------------------------------
+
+
+def _candidates(tree: Mapping[Any, Any], state: tuple[StatePart, ...]) -> list[KeyPath]:
+    """Every mapping that holds tensors itself, training state apart."""
+    apart = {id(_at(tree, part.path)) for part in state}
+    places = [((), tree), *((path, node) for path, node in _walk(tree, seen=apart) if isinstance(node, Mapping))]
+    return [path for path, node in places if any(isinstance(value, TensorSpec) for _, value in _items(node))]
+
+
+def _list_candidates(tree: Mapping[Any, Any], candidates: list[KeyPath]) -> str:
+    def describe(path: KeyPath) -> str:
+        count = sum(isinstance(value, TensorSpec) for _, value in _items(_at(tree, path)))
+        return f"{dotted(path) or '(top level)'} ({count} tensor{'s' * (count != 1)})"
+
+    shown = sorted(candidates, key=lambda path: -len(_at(tree, path)))[:8]
+    more = f" and {len(candidates) - len(shown)} more" if len(candidates) > len(shown) else ""
+    return ", ".join(map(describe, shown)) + more
+
+
+def _resolve(tree: Any, text: str, path: KeyPath = ()) -> KeyPath | None:
+    """The path that a dotted text means. Keys may hold dots themselves, so every split is tried, longest key first."""
+    if not text:
+        return path
+    words = text.split(".")
+    for end in range(len(words), 0, -1):
+        key: str | int = ".".join(words[:end])
+        if isinstance(tree, (list, tuple)) and str(key).isdigit():
+            key = int(key)
+        if _at(tree, (key,)) is not None:
+            found = _resolve(_at(tree, (key,)), ".".join(words[end:]), (*path, key))
+            if found is not None:
+                return found
+    return None
+
+
+def _chosen(tree: Mapping[Any, Any], section: str, source: str, candidates: list[KeyPath]) -> tuple[KeyPath, ...]:
+    """The sections that the user named."""
+    whole = _resolve(tree, section)
+    texts = [section] if whole is not None else section.split("+")
+    paths = []
+    for text in texts:
+        path = _resolve(tree, text)
+        node = None if path is None else _at(tree, path)
+        if path is None or not isinstance(node, (Mapping, list, tuple)) or not _has_tensors(node):
+            what = "nothing there" if path is None else "no tensors there"
+            raise UsageError(
+                f"{source}: section {text!r}: {what}",
+                path=source,
+                hint=f"Tensors are at: {_list_candidates(tree, candidates)}."
+                if candidates
+                else "The file holds no tensors.",
+            )
+        paths.append(path)
+    return tuple(paths)
+
+
+def _found(tree: Mapping[Any, Any], source: str, state: tuple[StatePart, ...]) -> tuple[KeyPath, ...]:
+    """The sections that hold the weights, by the tables and then by the shape of the tree."""
+    apart = {part.path for part in state}
+    inner = [(key,) for key, value in _items(tree) if isinstance(value, Mapping) and (key,) not in apart]
+    for roots in ([()], inner):
+        for tier in WEIGHT_SECTIONS:
+            paths = [(*root, *path) for root in roots for path in tier]
+            paths = [path for path in paths if isinstance(_at(tree, path), Mapping) and _has_tensors(_at(tree, path))]
+            if len(paths) > 1:
+                raise UsageError(
+                    f"{source}: the weights may be at {' or '.join(map(dotted, paths))}",
+                    path=source,
+                    hint=f"Say which: {' or '.join(f'--section {dotted(path)}' for path in paths)}.",
+                )
+            if paths:
+                joined = [
+                    more for first, more in JOINED_SECTIONS if paths[0] == first and _has_tensors(_at(tree, more))
+                ]
+                return (_unwrap(tree, paths[0]), *joined)
+        if roots == [()]:
+            bare = _bare(tree, state)
+            if bare is not None:
+                return (bare,)
+    candidates = _candidates(tree, state)
+    if len(candidates) == 1:
+        return (candidates[0],)
+    if not candidates:
+        raise UnsupportedError(
+            f"{source}: no weights in it{_pickled_objects(tree)}",
+            path=source,
+            hint="Only its keys are here: " + ", ".join(str(key) for key, _ in list(_items(tree))[:12]) + "."
+            if tree
+            else "The file holds an empty mapping.",
+        )
+    raise UsageError(
+        f"{source}: the weights may be at {_list_candidates(tree, candidates)}",
+        path=source,
+        hint=f"Say which with --section, for instance --section {dotted(candidates[0]) or dotted(candidates[1])}; "
+        "several pieces of one model are joined with +.",
+    )
+
+
+def _bare(tree: Mapping[Any, Any], state: tuple[StatePart, ...]) -> KeyPath | None:
+    """Whether the file itself is the state dict: most tensors are at the top, or nothing but tensors is in it."""
+    direct = sum(isinstance(value, TensorSpec) for _, value in _items(tree))
+    nested = [path for path in _candidates(tree, state) if path]
+    if direct and direct >= sum(len(_at(tree, path)) for path in nested):
+        return ()
+    leaves = [value for _, value in _walk(tree) if not isinstance(value, (Mapping, list, tuple))]
+    only_tensors = not state and all(isinstance(leaf, TensorSpec) for leaf in leaves)
+    has_copies = any(COPY_KEYS.search(str(key)) for path in nested for key in path)
+    return () if len(nested) > 1 and only_tensors and not has_copies else None
+
+
+def _unwrap(tree: Mapping[Any, Any], path: KeyPath) -> KeyPath:
+    """Go one level further where a section holds nothing but another one (``model.state_dict``)."""
+    node = _at(tree, path)
+    inner = [key for key, value in _items(node) if isinstance(value, TensorSpec) or _has_tensors(value)]
+    known = {tier_path for tier in WEIGHT_SECTIONS[:2] for tier_path in tier}
+    if len(inner) == 1 and (inner[0],) in known and isinstance(node[inner[0]], Mapping):
+        return (*path, inner[0])
+    return path
+
+
+def _pickled_objects(tree: Mapping[Any, Any]) -> str:
+    known = {path[0] for tier in WEIGHT_SECTIONS for path in tier} | {"ema"}
+    plain = (Mapping, list, tuple, str, int, float, bytes, type(None), TensorSpec)
+    objects = [str(key) for key, value in _items(tree) if key in known and not isinstance(value, plain)]
+    return f" ({', '.join(objects)}: a pickled object, not a state dict)" if objects else ""
+
+
+# --- Copies ----------------------------------------------------------------------------------------------------
+
+
+def _strip(name: str) -> str:
+    """A name without the prefixes of wrappers, from the front only."""
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in WRAPPERS:
+            if name.startswith(prefix):
+                name, stripped = name[len(prefix) :], True
+    return name
+
+
+def _find_copies(
+    tree: Mapping[Any, Any], weights: Mapping[str, KeyPath], apart: set[int], source: str
+) -> dict[str, dict[str, KeyPath]]:
+    places = [
+        (path, node)
+        for path, node in _walk(tree, seen=set(apart))
+        if isinstance(node, (Mapping, list, tuple))
+        and any(isinstance(key, str) and COPY_KEYS.search(key) for key in path)
+    ]
+    if not places:
+        return {}
+    # A copy may hold a part of the model under that part's own names, so every dotted ending of a name counts.
+    known: set[tuple[str, tuple[int, ...]]] = set()
+    shapes: dict[tuple[int, ...], int] = {}
+    for name, where in weights.items():
+        shape = _at(tree, where).shape
+        shapes[shape] = shapes.get(shape, 0) + 1
+        words = _strip(name).split(".")
+        known.update((".".join(words[start:]), shape) for start in range(len(words)))
+    copies: dict[str, dict[str, KeyPath]] = {}
+    taken: list[KeyPath] = []
+    for path, node in places:
+        if any(path[: len(above)] == above for above in taken):
+            continue
+        names = _tensors(node, path, source)
+        if not names:
+            continue
+        depth = len(path)
+        if isinstance(node, Mapping) and len({place[depth] for place in names.values()}) == 1:
+            child = node[next(iter(names.values()))[depth]]
+            if isinstance(child, (Mapping, list, tuple)):
+                continue  # The copy is further down: ``ema.module`` beside ``ema.updates``.
+        specs = {name: _at(tree, where) for name, where in names.items()}
+        if isinstance(node, Mapping):
+            fitting = sum((_strip(name), spec.shape) in known for name, spec in specs.items())
+        else:
+            left = dict(shapes)
+            fitting = 0
+            for spec in specs.values():
+                if left.get(spec.shape, 0):
+                    left[spec.shape] -= 1
+                    fitting += 1
+            fitting = fitting if fitting == len(specs) else 0
+        if 2 * fitting > len(specs):
+            copies[dotted(path)] = names
+            taken.append(path)
+    return copies
+
+
+# --- The whole -------------------------------------------------------------------------------------------------
+
+
+def locate(
+    tree: Mapping[Any, Any], section: str | None = None, *, path: str | os.PathLike[str] = "checkpoint"
+) -> Located:
+    """Find the weights, their copies, the training state and the step in a checkpoint's tree.
+
+    Args:
+        tree: Nested mappings, lists and tuples; leaves are `TensorSpec`s, plain values, or objects of any other type,
+            which are not looked into.
+        section: Dotted key path of the weights, where the user says it; several pieces of one model are joined with
+            "+", and the names of all but the first get their section as a prefix.
+        path: The file, for messages.
+
+    Raises:
+        UsageError: The weights may be in several places, or not where `section` says.
+        UnsupportedError: There are no tensors, or two have one name.
+        UnreadableError: The containers nest without end.
+    """
+    source = os.fspath(path)
+    state = _find_state(tree, ())
+    if section is None:
+        sections = _found(tree, source, state)
+    else:
+        sections = _chosen(tree, section, source, _candidates(tree, state))
+    wrapper = sections[0][:1] if len(sections[0]) > 1 and sections[0] != ("state", "model") else ()
+    if wrapper and isinstance(_at(tree, wrapper), Mapping):
+        state += tuple(part for part in _find_state(tree, wrapper) if part.path not in {known.path for known in state})
+    state = tuple(part for part in state if not any(part.path == where[: len(part.path)] for where in sections))
+
+    weights: dict[str, KeyPath] = {}
+    for index, where in enumerate(sections):
+        prefix = f"{dotted(where)}." if index else ""
+        for name, place in _tensors(_at(tree, where), where, source).items():
+            if prefix + name in weights:
+                raise UnsupportedError(f"{source}: two tensors are called {prefix + name}", tensor=prefix + name)
+            weights[prefix + name] = place
+
+    apart = {id(_at(tree, part.path)) for part in state}
+    if sections == ((),):
+        copies: dict[str, dict[str, KeyPath]] = {}
+        inside = {place[:1] for part in state for place in (part.path,)}
+        weights = {name: place for name, place in weights.items() if place[:1] not in inside}
+    else:
+        copies = _find_copies(tree, weights, apart | {id(_at(tree, where)) for where in sections}, source)
+    # data2vec keeps its average as a mapping inside the state dict.
+    for where in sections:
+        for key, value in _items(_at(tree, where)):
+            if isinstance(key, str) and key.endswith("_ema") and isinstance(value, Mapping):
+                inner = {name: place for name, place in weights.items() if place[: len(where) + 1] == (*where, key)}
+                rest = {name: place for name, place in weights.items() if name not in inner}
+                if inner and rest:
+                    weights = rest
+                    copies[dotted((*where, key))] = _tensors(value, (*where, key), source)
+
+    roots = ((), wrapper) if wrapper else ((),)
+    containers = {id(_at(tree, where)) for where in sections if where}
+    return Located(
+        weights=weights,
+        copies=copies,
+        section="+".join(map(dotted, sections)),
+        state=state,
+        step=_find_step(tree, roots),
+        values=_find_values(tree, apart | containers),
+        notes=_leftovers(tree, weights, copies, apart, sections),
+    )
+
+
+def _leftovers(
+    tree: Mapping[Any, Any],
+    weights: Mapping[str, KeyPath],
+    copies: Mapping[str, Mapping[str, KeyPath]],
+    apart: set[int],
+    sections: tuple[KeyPath, ...],
+) -> tuple[str, ...]:
+    """What else could be averaged in this file, and is not."""
+    known = {place for names in (weights, *copies.values()) for place in names.values()}
+    counts: dict[str | int, int] = {}
+    for path, node in _walk(tree, seen=set(apart)):
+        if isinstance(node, TensorSpec) and node.dtype.is_averaged and path not in known:
+            counts[path[0]] = counts.get(path[0], 0) + 1
+    if not counts or not sections[0]:
+        return ()
+    listed = ", ".join(f"{key} ({count})" for key, count in counts.items())
+    return (f"the weights are at {'+'.join(map(dotted, sections))}; tensors elsewhere are not averaged: {listed}",)
