@@ -146,7 +146,7 @@ class StagedOutput:
         self._inputs = tuple(inputs)
         self._temporary: Path | None = None
         self._descriptors: list[int] = []
-        self._made_parent = False
+        self._made: list[Path] = []
         self._flusher = _Flusher()
 
     def __enter__(self) -> StagedOutput:  # noqa: PYI034  # typing.Self came with Python 3.11
@@ -174,9 +174,10 @@ class StagedOutput:
         """Make the temporary file or directory, take the space it needs, write what is known already."""
         check_output(self.output, self._files, force=self._force, inputs=self._inputs)
         parent = self._target.parent
-        if not parent.exists():
-            parent.mkdir()
-            self._made_parent = True
+        missing = [each for each in (parent, *parent.parents) if not each.exists()]
+        for each in reversed(missing):
+            each.mkdir()
+            self._made.insert(0, each)
         stem = os.fsdecode(os.fsencode(self._target.name)[:_LONGEST_STEM])
         self._temporary = parent / f".{stem}.ckpttool-{secrets.token_hex(4)}.tmp"
         if not _is_one_file(self._files):
@@ -230,7 +231,7 @@ class StagedOutput:
                     _flush_directory(Path(directory))
                 self._publish_directory(self._temporary)
             self._temporary = None
-            self._made_parent = False
+            self._made = []
             _flush_directory(self._target.parent)
         except CkpttoolError:
             raise
@@ -281,10 +282,10 @@ class StagedOutput:
                 else:
                     shutil.rmtree(self._temporary)
             self._temporary = None
-        if self._made_parent:
+        for directory in self._made:
             with contextlib.suppress(OSError):  # someone else may use it by now
-                self._target.parent.rmdir()
-            self._made_parent = False
+                directory.rmdir()
+        self._made = []
 
 
 class _Flusher:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from ckpttool import __version__
 from ckpttool.errors import OutputExistsError, UsageError, WriteError
-from ckpttool.formats import Format, format_for_output, get_format, writes_directory
+from ckpttool.formats import Format, format_for_output, get_format, writes_directory, writes_model_directory
 from ckpttool.matching import KeyPolicy, Matched, first_names, match, spoken, ties
 from ckpttool.tensors import DTYPES, Artifact, Checkpoint, OutputFile, OutputTensor, Skipped, TensorId, TensorSpec
 
@@ -403,9 +403,10 @@ def _path_and_writer(output: str | Path, newest: Checkpoint) -> tuple[Path, Form
     path = Path(output)
     own = get_format(newest.format)
     into = str(output).endswith(("/", os.sep))  # a Path does not keep the separator at its end
-    if into or (path.is_dir() and not writes_directory(own)):
-        path /= newest.path.name
+    if into and writes_model_directory(own):
         return path, own
+    if into or (path.is_dir() and not writes_directory(own)):
+        return path / newest.path.name, own
     writer = format_for_output(path, newest)
     if writer is not own and newest.format == "parts" and len(newest.container.parts) > 1:
         raise UsageError(

@@ -8,7 +8,8 @@ A format is a module with four names:
     read(path: Path, *, section: str | None = None) -> Checkpoint
     lay_out(artifact: Artifact) -> tuple[OutputFile, ...]
 
-A format whose output is a directory, and not one file, has ``WRITES_DIRECTORY = True`` as well.
+A format whose output is a directory, and not one file, has ``WRITES_DIRECTORY = True`` as well; and where the
+checkpoint has a name of its own in that directory, ``WRITES_MODEL_DIRECTORY = True``.
 
 Files are recognised by content, never by suffix; outputs are chosen by suffix. A module is imported when the
 first file could be its own, so that no command pays for formats that it does not meet.
@@ -32,6 +33,7 @@ __all__ = [
     "get_format",
     "open_checkpoint",
     "writes_directory",
+    "writes_model_directory",
 ]
 
 HEAD_BYTES = 4096
@@ -76,6 +78,11 @@ def get_format(name: str) -> Format:
 def writes_directory(writer: Format) -> bool:
     """Whether the output of a format is a directory."""
     return bool(getattr(writer, "WRITES_DIRECTORY", False))
+
+
+def writes_model_directory(writer: Format) -> bool:
+    """Whether that directory is a model directory with a named checkpoint in it, and not the checkpoint itself."""
+    return bool(getattr(writer, "WRITES_MODEL_DIRECTORY", False))
 
 
 def format_of_directory(path: Path) -> str | None:

@@ -46,8 +46,9 @@ __all__ = ["NAME", "SUFFIXES", "Bundle", "lay_out", "read", "recognise", "verify
 
 NAME = "tensorflow"
 SUFFIXES: tuple[str, ...] = ()
-WRITES_DIRECTORY = True
 """None: the output is a directory."""
+WRITES_DIRECTORY = True
+WRITES_MODEL_DIRECTORY = True
 
 PROVENANCE = "_CKPTTOOL_PROVENANCE"
 """Key of a string that no object claims: TensorFlow reads it when asked, and else passes over it."""
