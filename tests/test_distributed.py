@@ -269,6 +269,32 @@ def test_the_output_is_the_same_for_every_order_and_number_of_threads(saved: Pat
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
 
 
+def test_pieces_are_read_in_the_order_of_dimensions_that_the_newest_has(tmp_path: Path) -> None:
+    """A .pt keeps channels last; the member in pieces beside it is gathered in that order."""
+    images = [torch.randn(4, 6, 5, 3) for _ in range(3)]
+    for step, cut in ((1, split(images[0], 1, [1, 5])), (2, split(images[1], 3, [2, 1]))):
+        save(tmp_path / f"step-{step}", {"model": {"w": images[step - 1]}, "step": step}, {"model.w": cut})
+    torch.save({"model": {"w": images[2].to(memory_format=torch.channels_last)}, "step": 3}, tmp_path / "step-3.pt")
+    members = [tmp_path / "step-1", tmp_path / "step-2", tmp_path / "step-3.pt"]
+    ct.average(members, tmp_path / "out.pt")
+    got = torch.load(tmp_path / "out.pt")["model"]["w"]
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(got, torch.stack([image.double() for image in images]).mean(0).float())
+
+
+def test_a_directory_and_a_file_are_written_from_one_reading(
+    saved: Path, states: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    from ckpttool.engine import execute_together
+    from ckpttool.plan import make_plan
+
+    entries = discover(saved / "two dimensions").last(3).entries
+    outputs = [tmp_path / "out", tmp_path / "out.safetensors"]
+    execute_together([make_plan(entries, output) for output in outputs], chunk_elements=11)
+    assert_mean(load(outputs[0], states[2])["model"], states)
+    assert_mean(load_file(outputs[1]), states)
+
+
 @st.composite
 def tilings(draw: st.DrawFn) -> tuple[tuple[int, ...], list[Region]]:
     """A shape and regions that tile it, by cuts at random places."""

@@ -7,7 +7,8 @@ say what stood where. Some trainers save a dict that is flat to begin with, weig
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ from typing import Any
 from ckpttool.chunks import TilingError, assembled, check_tiling
 from ckpttool.errors import UnreadableError
 from ckpttool.formats.dcp_chunks import ChunkFiles
-from ckpttool.formats.dcp_metadata import BytesEntry, Metadata, TensorEntry
+from ckpttool.formats.dcp_metadata import Metadata, Stored, TensorEntry
 from ckpttool.formats.inert_pickle import load
 from ckpttool.formats.section_names import OPTIMIZER_KEYS
 from ckpttool.formats.sections import KeyPath
 from ckpttool.formats.torch_tensors import Refused, Storages, TensorReader, storage_ref
 from ckpttool.formats.torch_tree import Opaque, plain_tree
 from ckpttool.formats.zip_archive import first_name, open_archive
-from ckpttool.tensors import Extent, Piece, TensorSpec
+from ckpttool.tensors import DTYPES, DType, Extent, Piece, Region, TensorSpec
 
 __all__ = ["FlatTree", "plain_values", "tree_of"]
 
@@ -60,8 +61,8 @@ def tree_of(metadata: Metadata) -> FlatTree:
     """
     flat = FlatTree()
     root = metadata.path.parent
-    wanted: list[str] = []
-    values: list[str] = []
+    wanted: dict[str, TensorEntry] = {}
+    values: dict[str, Stored] = {}
     for key, entry in metadata.entries.items():
         place = _place(key, metadata.paths.get(key))
         flat.places[key] = place
@@ -71,23 +72,21 @@ def tree_of(metadata: Metadata) -> FlatTree:
         elif isinstance(entry, TensorEntry):
             refusal = _refusal(entry)
             if refusal is None:
-                wanted.append(key)
+                wanted[key] = entry
             else:
                 flat.refused.append((place, refusal))
             _put(flat.tree, place, Opaque("a tensor"), metadata.path)
         else:
-            values.append(key)
+            values[key] = entry.stored
             _put(flat.tree, place, Opaque("a pickled object"), metadata.path)
     with ChunkFiles(root) as files:
         for key, spec in _specs(metadata, wanted, files, flat).items():
             _put(flat.tree, flat.places[key], spec, metadata.path)
-        for key in values:
-            entry = metadata.entries[key]
-            assert isinstance(entry, BytesEntry)
-            files.check(key, entry.stored.name, entry.stored.offset, entry.stored.nbytes)
+        for key, stored in values.items():
+            files.check(key, stored.name, stored.offset, stored.nbytes)
         small = [key for key in values if "_extra_state" not in key][:_MAX_VALUES]
         for key in small:
-            _put(flat.tree, flat.places[key], _value(metadata.entries[key], key, files), metadata.path)
+            _put(flat.tree, flat.places[key], _value(values[key], key, files), metadata.path)
     return flat
 
 
@@ -129,45 +128,47 @@ def _refusal(entry: TensorEntry) -> Refused | None:
     return None
 
 
-def _specs(metadata: Metadata, keys: list[str], files: ChunkFiles, flat: FlatTree) -> dict[str, TensorSpec]:
+def _specs(
+    metadata: Metadata, wanted: Mapping[str, TensorEntry], files: ChunkFiles, flat: FlatTree
+) -> dict[str, TensorSpec]:
     """Open the chunks of tensors, in the order in which they lie in the files, and put them together."""
-    chunks = []
-    for key in keys:
-        entry = metadata.entries[key]
-        assert isinstance(entry, TensorEntry)
+    chunks: list[tuple[str, int, str, Region, int]] = []
+    for key, entry in wanted.items():
         # Before any file is opened: one who lists a billion overlapping chunks is not worth the time.
-        _tiled(metadata, key, lambda: check_tiling(entry.shape, [region for region, _ in entry.chunks]))  # noqa: B023
+        with _told(metadata, key):
+            check_tiling(entry.shape, [region for region, _ in entry.chunks])
         chunks += [(stored.name, stored.offset, key, region, stored.nbytes) for region, stored in entry.chunks]
     chunks.sort(key=lambda chunk: chunk[:3])
     pieces: dict[str, list[Piece]] = {}
     refused: dict[str, Refused] = {}
     for name, offset, key, region, nbytes in chunks:
-        entry = metadata.entries[key]
-        assert isinstance(entry, TensorEntry)
-        assert entry.known_dtype is not None
-        spec = files.tensor(key, name, offset, nbytes, region.sizes, entry.known_dtype)
+        spec = files.tensor(key, name, offset, nbytes, region.sizes, _dtype(wanted[key]))
         if isinstance(spec, Refused):
             refused[key] = spec
         else:
             pieces.setdefault(key, []).append(Piece(region.offsets, spec))
     flat.refused += [(flat.places[key], what) for key, what in refused.items()]
     specs = {}
-    for key in keys:
-        entry = metadata.entries[key]
-        assert isinstance(entry, TensorEntry)
+    for key, entry in wanted.items():
         if key in refused:
             continue
         if not entry.chunks:  # no rank has anything of a tensor without elements
-            assert entry.known_dtype is not None
-            specs[key] = TensorSpec(entry.known_dtype, entry.shape, Extent(metadata.path, 0, 0))
+            specs[key] = TensorSpec(_dtype(entry), entry.shape, Extent(metadata.path, 0, 0))
             continue
-        specs[key] = _tiled(metadata, key, lambda: assembled(entry.shape, pieces[key]))  # noqa: B023
+        with _told(metadata, key):
+            specs[key] = assembled(entry.shape, pieces[key])
     return specs
 
 
-def _tiled(metadata: Metadata, key: str, check: Any) -> Any:
+def _dtype(entry: TensorEntry) -> DType:
+    return DTYPES[entry.dtype.name]
+
+
+@contextmanager
+def _told(metadata: Metadata, key: str) -> Iterator[None]:
+    """Tell of pieces that do not make the tensor."""
     try:
-        return check()
+        yield
     except TilingError as error:
         raise UnreadableError(
             f"{metadata.path}: {key}: {error}",
@@ -177,10 +178,8 @@ def _tiled(metadata: Metadata, key: str, check: Any) -> Any:
         ) from error
 
 
-def _value(entry: Any, key: str, files: ChunkFiles) -> Any:
+def _value(stored: Stored, key: str, files: ChunkFiles) -> Any:
     """The value of a bytes entry, where it is a plain one."""
-    assert isinstance(entry, BytesEntry)
-    stored = entry.stored
     if not 0 < stored.nbytes <= _MAX_VALUE:
         return Opaque("a pickled object")
     try:
