@@ -19,6 +19,7 @@ from ckpttool.keys import (
     SCHEDULER_ENTRIES,
     SCHEDULER_KEYS,
     STATE_ROWS,
+    STEP_OFFSETS,
     STEP_PATHS,
     WEIGHT_SECTIONS,
     WRAPPERS,
@@ -188,8 +189,10 @@ def _find_step(tree: Mapping[Any, Any], roots: tuple[KeyPath, ...]) -> int | Non
     for root in roots:
         for path in STEP_PATHS:
             value = _at(tree, (*root, *path))
-            if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-                return value
+            if isinstance(value, int) and not isinstance(value, bool):
+                step = value + STEP_OFFSETS.get(path, 0)
+                if step >= 0:
+                    return step
     return None
 
 

@@ -314,7 +314,7 @@ def test_training_state_is_told_from_configuration(tree, state):
         ({"meta": {"iter": 7, "epoch": 1}}, 7),
         ({"batch_idx_train": 7}, 7),
         ({"train_steps": 7}, 7),
-        ({"optim": {"training_step": 7}}, 7),
+        ({"optim": {"training_step": 8}}, 7),  # the update that comes next
         ({"updates": 7}, 7),
         ({"epoch": 7}, None),
         ({"step": -1}, None),
