@@ -473,11 +473,11 @@ def _leftovers(
     apart: set[int],
     sections: tuple[KeyPath, ...],
 ) -> tuple[str, ...]:
-    """What else could be averaged in this file, and is not."""
+    """What else could be averaged in this file, and is not. One number alone (a meter, a metric) is no weight."""
     known = {place for names in (weights, *copies.values()) for place in names.values()}
     counts: dict[str | int, int] = {}
     for path, node in _walk(tree, seen=set(apart)):
-        if isinstance(node, TensorSpec) and node.dtype.is_averaged and path not in known:
+        if isinstance(node, TensorSpec) and node.numel > 1 and node.dtype.is_averaged and path not in known:
             counts[path[0]] = counts.get(path[0], 0) + 1
     if not counts or not sections[0]:
         return ()
