@@ -7,7 +7,7 @@ it costs to read the inputs and to write the output and do nothing else (and wit
 Both run in turn, round after round, from the page cache, each round with no output there yet; the least time of each
 counts, since noise only adds. Processor time stands beside it in parentheses: on a busy machine threads do not help.
 Memory is the whole process's peak resident size. The data are made first (6 GB for the largest row), and deleted at
-the end unless --keep is given.
+the end unless --keep is given; as in checkpoints of one run, a weight differs little from member to member.
 """
 
 from __future__ import annotations
@@ -50,8 +50,10 @@ import ml_dtypes, numpy as np
 path, seed, tensors, columns, name = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
 code = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[name]
 dtype = ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)
-values = np.random.default_rng(seed).standard_normal((4096, columns), dtype=np.float32) * np.float32(0.02)
-block = values.astype(dtype).tobytes()  # the same for every tensor: what is in it makes no difference to the time
+shape = (4096, columns)
+values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32) * np.float32(0.02)
+values += np.random.default_rng(seed + 1).standard_normal(shape, dtype=np.float32) * np.float32(0.0005)
+block = values.astype(dtype).tobytes()  # the same for every tensor
 header = {
     f"layers.{index:03d}.weight": {
         "dtype": code,
@@ -71,8 +73,9 @@ with open(path, "wb") as file:
 MAKE_TORCH = """
 import sys, torch
 path, seed, tensors, columns, name = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
-random = torch.Generator().manual_seed(seed)
-block = (torch.randn(4096, columns, generator=random) * 0.02).to(getattr(torch, name))
+base = torch.randn(4096, columns, generator=torch.Generator().manual_seed(0)) * 0.02
+block = base + torch.randn(4096, columns, generator=torch.Generator().manual_seed(seed + 1)) * 0.0005
+block = block.to(getattr(torch, name))
 model = {f"layers.{index:03d}.weight": block.clone() for index in range(tensors)}
 state = {
     index: {"step": torch.tensor(1000.0), "exp_avg": tensor.clone(), "exp_avg_sq": tensor.clone()}

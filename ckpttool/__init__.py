@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ckpttool.formats import open_checkpoint
     from ckpttool.plan import Plan, make_plan
     from ckpttool.selection import Discovery
+    from ckpttool.stored_average import StoredAverage
+    from ckpttool.stored_files import find_stored_average
+    from ckpttool.stored_plan import make_stored_plan
     from ckpttool.tensors import Checkpoint
 
 __version__ = "0.1.0"
@@ -26,13 +29,16 @@ __all__ = [
     "Discovery",
     "Plan",
     "Result",
+    "StoredAverage",
     "__version__",
     "average",
     "discover",
     "execute",
     "execute_together",
+    "find_stored_average",
     "from_paths",
     "make_plan",
+    "make_stored_plan",
     "open_checkpoint",
 ]
 
@@ -42,12 +48,15 @@ _HOME = {
     "Discovery": "selection",
     "Plan": "plan",
     "Result": "engine",
+    "StoredAverage": "stored_average",
     "average": "api",
     "discover": "discovery",
     "execute": "engine",
     "execute_together": "engine",
+    "find_stored_average": "stored_files",
     "from_paths": "discovery",
     "make_plan": "plan",
+    "make_stored_plan": "stored_plan",
     "open_checkpoint": "formats",
 }
 

@@ -60,6 +60,12 @@ def average(
         found = from_paths([Path(path) for path in source], section=section)
     coefficients = None if weights is None else explicit(weights, normalize=normalize)
     plan = make_plan(
-        found.entries, output, coefficients=coefficients, skipped=found.skipped, notes=found.notes, **policies
+        found.entries,
+        output,
+        coefficients=coefficients,
+        skipped=found.skipped,
+        notes=found.notes,
+        warnings=found.warnings,
+        **policies,
     )
     return execute(plan)

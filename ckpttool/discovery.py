@@ -19,6 +19,8 @@ from typing import Literal
 
 from ckpttool.detection import Classified, Named, classify, detect, name_numbers
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UsageError
+from ckpttool.formats import format_of_directory
+from ckpttool.formats.parts import rank_folders
 from ckpttool.selection import Discovery, Entry, Unit, stated_step, weights_file
 from ckpttool.tensors import Checkpoint, Skipped
 
@@ -85,8 +87,14 @@ def discover(
     try:
         found = detect(listing, layout=layout, where=str(directory))
     except NotFoundError as error:
-        _ask_for_subdirectory(directory, everything)
-        if layout is None and not include and weights_file(directory) != directory:
+        kind = format_of_directory(directory) if layout is None and not include else None
+        ranks = rank_folders(directory) if kind is None else []
+        if ranks:  # NeMo with model parallelism: a folder for each rank, and every checkpoint is in all of them
+            inner = discover(directory / ranks[0], layout=layout, section=section, include=include, exclude=exclude)
+            return replace(inner, why=f"{inner.why}, in each of {len(ranks)} folders like {ranks[0]}")
+        if kind != "parts":  # its folders and files are pieces
+            _ask_for_subdirectory(directory, everything)
+        if layout is None and not include and (kind is not None or weights_file(directory) != directory):
             alone = Entry(directory, section=section)
             return Discovery(directory.parent, "single", "the directory is one checkpoint itself", (alone,))
         error.path = directory
@@ -312,7 +320,7 @@ def from_paths(paths: Sequence[str | os.PathLike[str]], *, section: str | None =
     for entry in entries:
         if not entry.path.exists():
             raise NotFoundError(f"{entry.path}: no such file or directory", path=entry.path)
-        if entry.path.is_dir() and entry.file == entry.path:
+        if entry.path.is_dir() and entry.file == entry.path and format_of_directory(entry.path) is None:
             _refuse_model_directory(entry.path)
         first = seen.setdefault(_inode(entry.file), entry.path)
         if first is not entry.path:

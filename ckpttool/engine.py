@@ -27,8 +27,9 @@ from ckpttool.checksums import combine_crc32
 from ckpttool.errors import CkpttoolError, MismatchError, NonFiniteError, UsageError
 from ckpttool.formats import get_format
 from ckpttool.output import StagedOutput, check_output, terminate_as_interrupt
+from ckpttool.piece_io import PiecedView, read_values
 from ckpttool.plan import Plan
-from ckpttool.storage_io import Source, Sources, read_values
+from ckpttool.storage_io import Source, Sources
 from ckpttool.tasks import Chunk, Comparison, Copying, Preparation, SumRecipe, Task, TensorTask, label_of, not_tied
 from ckpttool.tensors import TensorId, TensorSpec
 
@@ -172,7 +173,7 @@ def _input_paths(plans: Sequence[Plan]) -> tuple[Path, ...]:
     }
     for plan in plans:
         for tensor in plan.tensors:
-            paths.update((term.tensor.storage.path, None) for term in tensor.terms)
+            paths.update((part.storage.path, None) for term in tensor.terms for part in _parts(term.tensor))
     return tuple(paths)
 
 
@@ -192,7 +193,6 @@ class _Run:
     def __init__(self, plans: Sequence[Plan], stages: Sequence[StagedOutput]) -> None:
         self._plans = plans
         self._stages = stages
-        self._together = len(plans) > 1
         self._sealed = [_checksums_wanted(plan) for plan in plans]
         self._checksums: dict[tuple[int, int, int], list[tuple[int, int, int]]] = {}
         self._lock = threading.Lock()
@@ -313,7 +313,7 @@ class _Run:
     def _sum(self, chunk: Chunk, scratch: numerics.Scratch) -> int:
         """Read, add, round and write one chunk."""
         recipe = chunk.recipe
-        reader = _ChunkReader(chunk, scratch, keep=self._together)
+        reader = _ChunkReader(chunk, scratch, keep=recipe.keeps)
         for index, how in enumerate(recipe.sums):
             if how is None:
                 continue
@@ -324,6 +324,7 @@ class _Run:
                     divisor=how.divisor,
                     dtype=how.component,
                     scratch=scratch,
+                    kept=recipe.keeps,
                 )
             else:
                 result = self._newest(index, how, chunk, reader, scratch)
@@ -469,7 +470,7 @@ class _ChunkReader:
         for tensor, start, stop in chunk.pieces:
             view = tensor.views[index]
             end = position + (stop - start) * itemsize
-            if view.shape is not None:
+            if isinstance(view, PiecedView) or view.shape is not None:
                 view.read_into(buffer[position:end], start, stop, tensor.label, self._scratch)
                 position = end
                 continue
@@ -534,15 +535,15 @@ def _verifier(plan: Plan) -> Callable[[Path], None]:
         template = plan.artifact.template
         section = template.section if template is not None and template.format == plan.format else None
         written = get_format(plan.format).read(path, section=section or None)
-        found = {_place(spec): spec for spec in written.tensors().values()}
+        found = {_place(part): part for spec in written.tensors().values() for part in _parts(spec)}
         for file in plan.files:
             place = path / file.name if file.name else path
             for slot in file.slots:
                 output = plan.artifact.tensors[slot.tensor]
-                spec = found.get((place, slot.offset)) if output.nbytes else None
-                if output.nbytes and (
-                    spec is None
-                    or (spec.dtype, spec.shape, spec.strides) != (output.dtype, output.shape, output.strides)
+                shape = output.shape if slot.region is None else slot.region.sizes
+                spec = found.get((place, slot.offset)) if slot.nbytes else None
+                if slot.nbytes and (
+                    spec is None or (spec.dtype, spec.shape, spec.strides) != (output.dtype, shape, output.strides)
                 ):
                     raise CkpttoolError(
                         f"{plan.output}: {label_of(slot.tensor)} does not read back as planned; nothing was kept",
@@ -552,6 +553,11 @@ def _verifier(plan: Plan) -> Callable[[Path], None]:
                     )
 
     return verify
+
+
+def _parts(spec: TensorSpec) -> Sequence[TensorSpec]:
+    """A tensor, or the pieces that it lies in."""
+    return [piece.spec for piece in spec.pieces] or [spec]
 
 
 def _place(spec: TensorSpec) -> tuple[Path, int]:

@@ -114,7 +114,7 @@ COMMON_LEAVINGS: tuple[Rule, ...] = (
         r"|trainer_state|training-state|optim_states?|optimizer_states?|trainer)(?:[._-].*)?",
         "training state, not weights",
     ),
-    Rule(r".*-\d{5}-of-\d{5}\..*|.*[._-](?:shard|part|rank)_?\d+\..*", "one piece of a checkpoint in several files"),
+    Rule(r".*-\d{5}-of-\d{5}\..*|.*[._-](?:shard|part|rank)[_-]?\d+\..*", "one piece of a checkpoint in several files"),
 )
 """Left out in every layout, unless an entry pattern says otherwise."""
 
@@ -145,20 +145,18 @@ _HF_WEIGHTS = (
     "adapter_model.bin",
 )
 _HF_CARRY = (
-    "config.json",
-    "generation_config.json",
-    "adapter_config.json",
+    # config.json, generation_config.json, adapter_config.json, special_tokens_map.json, preprocessor_config.json, ...
+    "*.json",
+    "config*.yaml",
     "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
     "vocab*",
-    "merges.txt",
-    "spiece.model",
+    "merges*.txt",
+    "*.model",
     "sentencepiece*",
     "*.jinja",
-    "*processor_config.json",
     "*.py",
     "README.md",
+    "LICENSE*",
 )
 _HF_NEVER = (
     "optimizer.*",
@@ -173,19 +171,27 @@ _HF_NEVER = (
     "pytorch_model_fsdp*",
     "latest",
     "zero_to_fp32.py",
+    "optim.*",
+    "train.pt",
+    "recipe_state*",
+    "*_results.json",
 )
 
 LAYOUTS: tuple[Layout, ...] = (
     # --- machine translation
     Layout(
         "fairseq",
-        (r"checkpoint(?P<epoch>\d+)\.pt", r"checkpoint_(?P<epoch>\d+)_(?P<step>\d+)\.pt"),
+        # In several files, by FSDP or model parallelism, the first stands for all.
+        (
+            r"checkpoint(?P<epoch>\d+)(?:-shard0|_part0|-model_part-0)?\.pt",
+            r"checkpoint_(?P<epoch>\d+)_(?P<step>\d+)(?:-shard0|_part0|-model_part-0)?\.pt",
+        ),
         aliases=(
-            Rule(r"checkpoint_best\.pt", _BEST),
-            Rule(r"checkpoint_last\.pt", _LAST),
+            Rule(r"checkpoint_best(?:-shard\d+|_part\d+|-model_part-\d+)?\.pt", _BEST),
+            Rule(r"checkpoint_last(?:-shard\d+|_part\d+|-model_part-\d+)?\.pt", _LAST),
             Rule(r"checkpoint\.best_.*\.pt", _BEST),
         ),
-        leavings=(Rule(r"checkpoint.*(?:-shard\d+|_part\d+|-part\d+)\.pt", _PIECE),),
+        leavings=(Rule(r"checkpoint.*(?:-shard|_part|-part|-model_part-)(?!0\.)\d+\.pt", _PIECE),),
         section="model",
         carry=("dict.*.txt",),
     ),
@@ -316,7 +322,10 @@ LAYOUTS: tuple[Layout, ...] = (
         "directory",
         weights=("model.ckpt", "*.ckpt"),
         markers=("CKPT.yaml",),
-        never=("optimizer.ckpt", "*opt*.ckpt", "scheduler*.ckpt", "dataloader-*.ckpt", "counter.ckpt"),
+        # Its loader wants a file for every object that the recipe registered; the optimizer and the data loaders are
+        # registered by training alone.
+        carry=("*",),
+        never=("optimizer.ckpt", "*opt*.ckpt", "dataloader-*.ckpt"),
         sidecars=("{name}/CKPT.yaml",),
     ),
     # --- language models and trainers
@@ -327,8 +336,11 @@ LAYOUTS: tuple[Layout, ...] = (
         weights=_HF_WEIGHTS,
         markers=(
             *_HF_WEIGHTS,
-            "model-*-of-*.safetensors",
-            "pytorch_model-*-of-*.bin",
+            # Variants and shards.
+            "model*.safetensors",
+            "pytorch_model*.bin",
+            "adapter_model*.safetensors",
+            "adapter_model*.bin",
             "global_step*",
             "pytorch_model_fsdp*",
         ),
@@ -391,10 +403,10 @@ LAYOUTS: tuple[Layout, ...] = (
         (r"iter_(?P<step>\d+)",),
         "directory",
         weights=(".metadata", "mp_rank_*"),
-        markers=(".metadata", "metadata.json", "mp_rank_*"),
+        markers=(".metadata", "mp_rank_*"),
         aliases=(Rule(r"release", "the released model, without an iteration"),),
         section="model",
-        carry=("latest_checkpointed_iteration.txt",),
+        carry=("latest_checkpointed_iteration.txt", "common.pt", "metadata.json"),
         never=("distrib_optim.pt", "*/distrib_optim.pt"),
     ),
     Layout(
@@ -436,8 +448,32 @@ LAYOUTS: tuple[Layout, ...] = (
         weights=("model_and_optim",),
         markers=("model_and_optim",),
         leavings=(Rule(r"step\d+-merged", _AVERAGE),),
-        carry=("config.json",),
+        carry=("config.json", ".metadata.json", "data_paths.txt"),
         never=("train",),
+    ),
+    # FSDP and tensor parallelism save a directory where one process saves a file.
+    Layout(
+        "lightning-sharded",
+        (
+            r"(?:.*[-_])?epoch=(?P<epoch>\d+)(?:[-_].*?)?[-_]step=(?P<step>\d+)(?:[-_.].*)?",
+            r"(?:.*[-_])?step=(?P<step>\d+)(?:[-_.].*)?",
+            r"(?:.*[-_])?epoch=(?P<epoch>\d+)(?:[-_.].*)?",
+        ),
+        "directory",
+        weights=(".metadata", "weights"),
+        markers=(".metadata", "weights"),
+        aliases=(Rule(r"last(?:-v\d+)?(?:\.ckpt)?|.*-last(?:\.ckpt)?", _LAST),),
+        section="state_dict",
+        carry=("meta.pt", "context/*"),
+    ),
+    # Any other trainer's directories of torch.distributed.checkpoint.
+    Layout(
+        "dcp",
+        (r"(?:[^=]*[-_])?ep(?:och)?[-_]?(?P<epoch>\d+)", r"(?:[^=]*[^=\d])?(?P<step>\d+)(?:\.ckpt)?"),
+        "directory",
+        weights=(".metadata",),
+        markers=(".metadata",),
+        carry=("*.json", "*.yaml"),
     ),
     Layout(
         "olmo",

@@ -160,6 +160,8 @@ def _what_fits(records: Sequence[Record], spec: ScheduleSpec, semantics: Semanti
         fit = fit_noam(records, spec, semantics)
     except UsageError as error:
         return error.message
+    if not fit.differing and (fit.scale is None or fit.warmup_steps is None):
+        return "no shift or restart explains it; other parameters may, but the log shows one side of the peak only"
     if fit.differing or fit.scale is None or fit.warmup_steps is None:
         return "no shift or restart explains it, and no other Noam schedule of one learning_rate and warm-up does"
     return f"learning_rate={fit.scale:g}, warmup_steps={fit.warmup_steps} explain every line"

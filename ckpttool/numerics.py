@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ckpttool.half_sums import BLOCK, HALVES, pack_float16, quick_mean
 from ckpttool.tensors import DType
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "count_nonfinite",
     "has_nonfinite",
     "lanes",
+    "needs_all",
     "numpy_dtype",
     "same_values",
     "swap_bytes",
@@ -69,6 +71,14 @@ class Scratch:
 
     def __init__(self) -> None:
         self._buffers: dict[str, Bytes] = {}
+        self._inner: Scratch | None = None
+
+    @property
+    def inner(self) -> Scratch:
+        """Another set of buffers, for a computation inside one that uses these."""
+        if self._inner is None:
+            self._inner = Scratch()
+        return self._inner
 
     def take(self, purpose: str, count: int, dtype: Any) -> Array:
         """An array of `count` elements, uninitialised; it is valid until the same purpose is asked for again."""
@@ -275,16 +285,7 @@ def _round_to_float16(values: Doubles, scratch: Scratch) -> Bytes:
     tie = scratch.take("ties", count, np.bool_)
     np.equal(work, np.int32(0x1000), out=tie)
     _nudge_ties(values, single, tie)
-    # Half to even in integers: add half a unit less one, and one more where the kept part is odd.
-    np.right_shift(bits, _FLOAT16_SHIFT, out=work)
-    np.bitwise_and(work, np.int32(1), out=work)
-    np.add(work, np.int32(0xFFF), out=work)
-    np.add(work, bits, out=work)
-    np.right_shift(work, _FLOAT16_SHIFT, out=work)
-    np.right_shift(bits, 16, out=bits)
-    np.bitwise_and(bits, np.int32(0x8000), out=bits)
-    np.bitwise_or(work, bits, out=work)
-    np.copyto(out, work, casting="unsafe")
+    pack_float16(single, out, scratch.take)
     return out.view(np.uint8)
 
 
@@ -299,6 +300,7 @@ def weighted_mean(
     divisor: float,
     dtype: str,
     scratch: Scratch,
+    kept: bool = False,
 ) -> Bytes:
     """(Σ weight · x) / divisor of one chunk, rounded once.
 
@@ -312,6 +314,7 @@ def weighted_mean(
         divisor: What the sum is divided by.
         dtype: The output's real dtype.
         scratch: This thread's buffers.
+        kept: Whether what `fetch` returned stays valid after the next call; only makes it faster (`needs_all`).
 
     Returns:
         The output's bytes, in native order: a view of a scratch buffer or of what `fetch` returned.
@@ -320,7 +323,34 @@ def weighted_mean(
     if len(operands) == 1 and first.weight == 1 and divisor == 1 and first.dtype == dtype:
         return fetch(0)
     with np.errstate(all="ignore"):  # what is not finite in the end is found by looking, not by warnings
+        if kept and needs_all(operands, dtype):
+            return _half_mean(operands, fetch, divisor, dtype, scratch)
         return _weighted_mean(operands, fetch, divisor, dtype, scratch)
+
+
+def needs_all(operands: Sequence[Operand], dtype: str) -> bool:
+    """Whether the mean is computed faster when the bytes of all terms are there at once."""
+    return dtype in HALVES and all(operand.dtype == dtype for operand in operands)
+
+
+def _half_mean(
+    operands: Sequence[Operand], fetch: Callable[[int], Bytes], divisor: float, dtype: str, scratch: Scratch
+) -> Bytes:
+    """The mean of bfloat16 or float16 in float32, with float64 for the elements where that could show."""
+    raws = [fetch(index).view(np.uint16) for index in range(len(operands))]
+    weights = [operand.weight for operand in operands]
+    bfloat16 = numpy_dtype(dtype) if dtype == "bfloat16" else None
+    result = scratch.take("halves", raws[0].size, np.uint16)
+    for start in range(0, result.size, BLOCK):
+        parts = [raw[start : start + BLOCK] for raw in raws]
+        out = result[start : start + BLOCK]
+        where = quick_mean(parts, weights, divisor, bfloat16, out, scratch.take)
+        if where is not None and not where.size:
+            continue
+        chosen = slice(None) if where is None else where
+        doubtful = [np.ascontiguousarray(part[chosen]).view(np.uint8) for part in parts]
+        out[chosen] = _weighted_mean(operands, doubtful.__getitem__, divisor, dtype, scratch.inner).view(np.uint16)
+    return result.view(np.uint8)
 
 
 def _weighted_mean(

@@ -17,11 +17,12 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
 from ckpttool.errors import CkpttoolError, OutputExistsError, WriteError
+from ckpttool.formats import open_checkpoint
 from ckpttool.tensors import OutputFile
 
 __all__ = ["StagedOutput", "check_output", "terminate_as_interrupt"]
@@ -80,7 +81,7 @@ def check_output(output: Path, files: Sequence[OutputFile], *, force: bool, inpu
                 path=output,
                 hint="Choose another path with -o; an input is never overwritten.",
             )
-    if existing is None:
+    if existing is None or (not is_one_file and target.is_dir() and not os.listdir(target)):
         return
     if target.is_dir() == is_one_file:
         kind = "a directory" if is_one_file else "a file"
@@ -90,15 +91,35 @@ def check_output(output: Path, files: Sequence[OutputFile], *, force: bool, inpu
             f"{output}: exists already", path=output, hint="Use --force to replace it, or choose another path with -o."
         )
     if not is_one_file:
-        ours = {Path(file.name).parts[0] for file in files}
-        foreign = sorted(name for name in os.listdir(target) if name not in ours)
+        foreign = _foreign_files(target, {file.name for file in files})
+        if foreign is None:
+            raise OutputExistsError(
+                f"{output}: is not an earlier output of ckpttool, and a directory of other origin is never replaced",
+                path=output,
+                hint="Choose another path with -o, or move the directory away.",
+            )
         if foreign:
             raise OutputExistsError(
                 f"{output}: holds other files too ({', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}),"
                 " which would be lost",
                 path=output,
-                hint="Choose a directory of its own with -o.",
+                hint="Choose another path with -o, or move these files away.",
             )
+
+
+def _foreign_files(directory: Path, ours: Collection[str]) -> list[str] | None:
+    """What lies in an earlier output of ckpttool, and neither it nor this one has written; None for other places."""
+    try:
+        earlier = open_checkpoint(directory)
+    except CkpttoolError:
+        return None
+    if earlier.provenance is None:
+        return None
+    copied = earlier.provenance.get("copied", ())
+    own = {os.path.abspath(file) for file in (*earlier.files, *(directory / str(name) for name in copied))}
+    found = (os.path.join(folder, name) for folder, _, names in os.walk(directory) for name in names)
+    names = (Path(os.path.relpath(file, directory)).as_posix() for file in found if os.path.abspath(file) not in own)
+    return sorted(name for name in names if name not in ours)
 
 
 def _is_one_file(files: Sequence[OutputFile]) -> bool:
@@ -125,7 +146,7 @@ class StagedOutput:
         self._inputs = tuple(inputs)
         self._temporary: Path | None = None
         self._descriptors: list[int] = []
-        self._made_parent = False
+        self._made: list[Path] = []
         self._flusher = _Flusher()
 
     def __enter__(self) -> StagedOutput:  # noqa: PYI034  # typing.Self came with Python 3.11
@@ -153,9 +174,10 @@ class StagedOutput:
         """Make the temporary file or directory, take the space it needs, write what is known already."""
         check_output(self.output, self._files, force=self._force, inputs=self._inputs)
         parent = self._target.parent
-        if not parent.exists():
-            parent.mkdir()
-            self._made_parent = True
+        missing = [each for each in (parent, *parent.parents) if not each.exists()]
+        for each in reversed(missing):
+            each.mkdir()
+            self._made.insert(0, each)
         stem = os.fsdecode(os.fsencode(self._target.name)[:_LONGEST_STEM])
         self._temporary = parent / f".{stem}.ckpttool-{secrets.token_hex(4)}.tmp"
         if not _is_one_file(self._files):
@@ -209,7 +231,7 @@ class StagedOutput:
                     _flush_directory(Path(directory))
                 self._publish_directory(self._temporary)
             self._temporary = None
-            self._made_parent = False
+            self._made = []
             _flush_directory(self._target.parent)
         except CkpttoolError:
             raise
@@ -260,10 +282,10 @@ class StagedOutput:
                 else:
                     shutil.rmtree(self._temporary)
             self._temporary = None
-        if self._made_parent:
+        for directory in self._made:
             with contextlib.suppress(OSError):  # someone else may use it by now
-                self._target.parent.rmdir()
-            self._made_parent = False
+                directory.rmdir()
+        self._made = []
 
 
 class _Flusher:

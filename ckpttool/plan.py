@@ -9,17 +9,29 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ckpttool import __version__
 from ckpttool.errors import OutputExistsError, UsageError, WriteError
-from ckpttool.formats import format_for_output
+from ckpttool.formats import Format, format_for_output, get_format, writes_directory, writes_model_directory
 from ckpttool.matching import KeyPolicy, Matched, first_names, match, spoken, ties
 from ckpttool.tensors import DTYPES, Artifact, Checkpoint, OutputFile, OutputTensor, Skipped, TensorId, TensorSpec
 
-__all__ = ["Action", "Entry", "Member", "Plan", "PlannedTensor", "Term", "make_plan"]
+__all__ = [
+    "Action",
+    "Entry",
+    "Member",
+    "Place",
+    "Plan",
+    "PlannedTensor",
+    "Term",
+    "assemble",
+    "find_place",
+    "make_plan",
+    "output_tensor",
+]
 
 Action = Literal["average", "newest", "equal"]
 """What becomes of a tensor.
@@ -146,10 +158,14 @@ def make_plan(
     keys: KeyPolicy = "strict",
     integers: IntegerPolicy = "newest",
     keep_state: bool = False,
+    keep_container: bool = True,
     force: bool = False,
     allow_nonfinite: bool = False,
+    drop: Sequence[tuple[str | int, ...]] = (),
+    max_shard_bytes: int | None = None,
     skipped: Sequence[Skipped] = (),
     notes: Sequence[str] = (),
+    warnings: Sequence[str] = (),
     details: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Plan a weighted sum of checkpoints. No weight is read, and nothing is written.
@@ -158,7 +174,8 @@ def make_plan(
         entries: The members, in the order of `coefficients`. The newest is the one of the highest step where all have
             a step, else the last.
         output: The file to write; its suffix chooses the format. An existing directory, or a path that ends in a
-            separator: the newest member's file name in there.
+            separator: the newest member's file name in there. Where the newest member is a directory, and the suffix
+            is not that of a file: the directory to write, or with a separator at its end the one to write it into.
         coefficients: What each member is multiplied by; None for the uniform mean.
         operation: What the coefficients mean, for the provenance: "average", "ema", ...
         dtype: Element type of the averaged tensors; "same" keeps the newest member's.
@@ -166,10 +183,14 @@ def make_plan(
         integers: Integer and bool tensors are never averaged. "newest": take the newest member's, report differences.
             "error": a difference is an error.
         keep_state: Keep the newest member's training state (optimizer, scaler, scheduler).
+        keep_container: Keep what else the newest member's file holds, where the output is of its format.
         force: Replace an existing output.
         allow_nonfinite: Let NaN and infinity pass.
+        drop: Key paths of the newest member's container that are left out.
+        max_shard_bytes: Split the output's weights anew, for formats that have shards.
         skipped: What the selection left out, to be reported with the plan.
         notes: What the selection wants to be known.
+        warnings: What the selection or the coefficients want to be known by all means.
         details: More facts for the provenance, JSON-able.
 
     Raises:
@@ -184,53 +205,141 @@ def make_plan(
     if len(shares) != len(entries):
         raise UsageError(f"{len(shares)} weights were given for {len(entries)} checkpoints")
     members = _in_canonical_order([Member(e.checkpoint, c, e.step) for e, c in zip(entries, shares, strict=True)])
+    place = find_place(output, members, keep_state=keep_state, keep_container=keep_container, force=force)
     newest = members[-1].checkpoint
-    path = _output_path(output, newest)
-    writer = format_for_output(path, newest)
-    template = newest if newest.format == writer.NAME else None
-    if keep_state and template is None:
-        raise UsageError(
-            f"--keep-state needs an output of the newest checkpoint's own format, and {path.name} is not",
-            hint=f"Name an output of the format {newest.format}, or leave --keep-state out.",
-        )
-    _check_output(path, members, force=force)
 
-    holds_copies = template is not None and bool(newest.copies)
+    holds_copies = place.template is not None and bool(newest.copies)
     checkpoints = [member.checkpoint for member in members]
     matched = match(checkpoints, len(members) - 1, keys, with_copies=holds_copies)
     tied = _kept_ties(matched)
     weights = [1.0] * len(members) if coefficients is None else [member.coefficient for member in members]
     tensors = tuple(
-        _plan_tensor(name, matched, weights, checkpoints, tied, dtype, integers, keeps_order=template is not None)
+        _plan_tensor(name, matched, weights, checkpoints, tied, dtype, integers, keeps_order=place.template is not None)
         for name in matched.names
         if name not in tied
     )
-    outputs = {tensor.id: tensor.output for tensor in tensors}
-    artifact = Artifact(
-        tensors={name: outputs[tied.get(name, name)] for name in matched.names},
-        ties=tied,
-        template=template,
+    plan = assemble(
+        place,
+        members,
+        tensors,
+        matched.names,
+        tied,
+        divisor=float(len(members)) if coefficients is None else 1.0,
+        drop=drop,
+        max_shard_bytes=max_shard_bytes,
         keep_state=keep_state,
         provenance=_provenance(members, operation, dtype, keys, details),
-        stem=_stem(path),
-    )
-    files = writer.lay_out(artifact)
-    plan = Plan(
-        members=tuple(members),
-        newest=len(members) - 1,
-        divisor=float(len(members)) if coefficients is None else 1.0,
-        tensors=tensors,
-        output=path,
-        format=writer.NAME,
-        artifact=artifact,
-        files=files,
-        skipped=tuple(skipped),
-        notes=(*notes, *matched.notes, *_notes(checkpoints, matched, artifact, dtype, holds_copies=holds_copies)),
-        warnings=_warnings(matched),
         force=force,
         allow_nonfinite=allow_nonfinite,
     )
-    _check_room(path, plan.bytes_to_write)
+    told = _notes(checkpoints, matched, plan.artifact, dtype, holds_copies=holds_copies)
+    return replace(
+        plan, skipped=tuple(skipped), notes=(*notes, *matched.notes, *told), warnings=(*warnings, *_warnings(matched))
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an output goes, who writes it, and whose container it keeps."""
+
+    path: Path
+    writer: Format
+    template: Checkpoint | None
+
+
+def find_place(
+    output: str | Path, members: Sequence[Member], *, keep_state: bool, force: bool, keep_container: bool = True
+) -> Place:
+    """Where the output goes: its suffix chooses the format, and the last member's container is kept where it can be.
+
+    Args:
+        output: As the user named it.
+        members: The last one's container is kept.
+        keep_state: Whether the training state shall be kept as well.
+        force: Whether an existing output may be replaced.
+        keep_container: False for names that the container does not have: the output is a plain file of the weights.
+
+    Raises:
+        UsageError: Nothing can write such a file, or not with the training state.
+        OutputExistsError: It exists (without `force`) or is an input.
+        WriteError: Its directory cannot be written.
+    """
+    newest = members[-1].checkpoint
+    path, writer = _path_and_writer(output, newest)
+    template = newest if newest.format == writer.NAME and keep_container else None
+    if keep_state and template is None:
+        raise UsageError(
+            f"--keep-state needs an output of the newest checkpoint's own format, and {path.name} is not",
+            hint=f"Name an output of the format {newest.format}, or leave --keep-state out.",
+        )
+    _check_output(path, members, force=force, is_directory=writes_directory(writer))
+    return Place(path, writer, template)
+
+
+def assemble(
+    place: Place,
+    members: Sequence[Member],
+    tensors: Sequence[PlannedTensor],
+    names: Sequence[TensorId],
+    tied: Mapping[TensorId, TensorId],
+    *,
+    divisor: float = 1.0,
+    drop: Sequence[tuple[str | int, ...]] = (),
+    max_shard_bytes: int | None = None,
+    keep_state: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+    force: bool = False,
+    allow_nonfinite: bool = False,
+) -> Plan:
+    """Lay out what has been decided.
+
+    Args:
+        place: Where it goes.
+        members: Whose tensors the terms are; the last is the newest.
+        tensors: What is computed; of tied tensors only the first.
+        names: Every name of the output, in output order.
+        tied: Of tied names, each but the first, mapped to the first.
+        divisor: See `Plan`.
+        drop: Key paths of the template's container that are left out.
+        max_shard_bytes: See `make_plan`.
+        keep_state: Keep the template's training state.
+        provenance: What the output is made of.
+        force: See `Plan`.
+        allow_nonfinite: See `Plan`.
+
+    Raises:
+        UsageError: The format has no shards.
+        WriteError: The disk has no room.
+    """
+    if max_shard_bytes is not None and place.writer.NAME != "huggingface":
+        raise UsageError(
+            f"{place.path.name} is written by the format {place.writer.NAME}, which has no shards of a chosen size",
+            hint="--max-shard-size is for directories in the layout of Hugging Face.",
+        )
+    outputs = {tensor.id: tensor.output for tensor in tensors}
+    artifact = Artifact(
+        tensors={name: outputs[tied.get(name, name)] for name in names},
+        ties=tied,
+        template=place.template,
+        drop=tuple(drop) if place.template is not None else (),
+        keep_state=keep_state,
+        provenance=provenance or {},
+        stem=_stem(place.path),
+        max_shard_bytes=max_shard_bytes,
+    )
+    plan = Plan(
+        members=tuple(members),
+        newest=len(members) - 1,
+        divisor=divisor,
+        tensors=tuple(tensors),
+        output=place.path,
+        format=place.writer.NAME,
+        artifact=artifact,
+        files=place.writer.lay_out(artifact),
+        force=force,
+        allow_nonfinite=allow_nonfinite,
+    )
+    _check_room(place.path, plan.bytes_to_write)
     return plan
 
 
@@ -259,11 +368,8 @@ def _plan_tensor(
     keeps_order: bool,
 ) -> PlannedTensor:
     spec = matched.found[-1][name]
-    # A format holds the orders of dimensions that its own files have; another may know C order alone.
-    strides = spec.strides if spec.is_dense and keeps_order else None
     averaged = spec.dtype.is_averaged and name not in matched.alone
-    out_dtype = DTYPES[dtype] if dtype != "same" and spec.dtype.kind == "float" else spec.dtype
-    output = OutputTensor(out_dtype, spec.shape, strides)
+    output = output_tensor(spec, dtype, keeps_order=keeps_order)
     if name in matched.alone:
         last = Term(len(weights) - 1, 1.0, spec)
         return PlannedTensor(name, "newest", output, (last,))
@@ -283,11 +389,32 @@ def _plan_tensor(
     return PlannedTensor(name, action, output, terms, len(terms) - 1, must_equal)
 
 
-def _output_path(output: str | Path, newest: Checkpoint) -> Path:
+def output_tensor(like: TensorSpec, dtype: OutputDType, *, keeps_order: bool = True) -> OutputTensor:
+    """A tensor as it is written in the place of `like`: with its dtype unless asked, and its order of dimensions.
+
+    A format holds the orders of dimensions that its own files have (`keeps_order`); another may know C order alone.
+    """
+    out_dtype = DTYPES[dtype] if dtype != "same" and like.dtype.kind == "float" else like.dtype
+    return OutputTensor(out_dtype, like.shape, like.strides if like.is_dense and keeps_order else None)
+
+
+def _path_and_writer(output: str | Path, newest: Checkpoint) -> tuple[Path, Format]:
+    """Where the output goes, and who writes it."""
     path = Path(output)
-    if path.is_dir() or str(output).endswith(("/", os.sep)):  # a Path does not keep the separator at its end
-        return path / newest.path.name
-    return path
+    own = get_format(newest.format)
+    into = str(output).endswith(("/", os.sep))  # a Path does not keep the separator at its end
+    if into and writes_model_directory(own):
+        return path, own
+    if into or (path.is_dir() and not writes_directory(own)):
+        return path / newest.path.name, own
+    writer = format_for_output(path, newest)
+    if writer is not own and newest.format == "parts" and len(newest.container.parts) > 1:
+        raise UsageError(
+            f"{newest.path.name} is in {len(newest.container.parts)} files that hold pieces of tensors or of a model;"
+            f" they cannot be joined in {path.name}",
+            hint="-o DIRECTORY writes the same files again; the framework's own converter joins them.",
+        )
+    return path, writer
 
 
 def _stem(path: Path) -> str:
@@ -298,8 +425,15 @@ def _stem(path: Path) -> str:
     return name or "archive"
 
 
-def _check_output(path: Path, members: Sequence[Member], *, force: bool) -> None:
+def _check_output(path: Path, members: Sequence[Member], *, force: bool, is_directory: bool = False) -> None:
     for member in members:
+        inside = member.checkpoint.path
+        if inside.is_dir() and inside.resolve() in path.resolve().parents:
+            raise OutputExistsError(
+                f"{path}: the output lies in one of the inputs, {inside}",
+                path=path,
+                hint="Inputs are never written to. Choose -o.",
+            )
         for file in (member.checkpoint.path, *member.checkpoint.files):
             if _is_same_file(path, file):
                 raise OutputExistsError(
@@ -308,9 +442,21 @@ def _check_output(path: Path, members: Sequence[Member], *, force: bool) -> None
                     hint="Inputs are never written to. Choose -o.",
                 )
     if path.is_symlink() or path.exists():
-        if path.is_dir():
+        if path.is_dir() and not is_directory:
             raise OutputExistsError(f"{path}: a directory is in the way", path=path)
-        if not force:
+        if path.exists() and is_directory and not path.is_dir():
+            raise OutputExistsError(
+                f"{path}: a file is in the way of the output, which is a directory",
+                path=path,
+                hint="-o writes somewhere else.",
+            )
+        if is_directory and not force and any(path.iterdir()):
+            raise OutputExistsError(
+                f"{path}: exists already",
+                path=path,
+                hint=f"--force replaces an earlier output; -o {path}{os.sep} writes into the directory.",
+            )
+        if not is_directory and not force:
             raise OutputExistsError(
                 f"{path}: exists already", path=path, hint="--force replaces it; -o writes somewhere else."
             )
@@ -363,7 +509,10 @@ def _notes(
     checkpoints: Sequence[Checkpoint], matched: Matched, artifact: Artifact, dtype: str, *, holds_copies: bool
 ) -> tuple[str, ...]:
     newest = checkpoints[-1]
-    notes = [f"{c.path.name}: {note}" for c in checkpoints for note in c.notes]
+    said = [note for c in checkpoints for note in c.notes]
+    shared = {note for note in said if all(note in c.notes for c in checkpoints)}
+    notes = list(dict.fromkeys(note for note in said if note in shared))
+    notes += [f"{c.path.name}: {note}" for c in checkpoints for note in c.notes if note not in shared]
     by_dtype = {
         tuple(str(found[name].dtype) for found in matched.found if name in found): name for name in matched.names
     }
@@ -376,6 +525,11 @@ def _notes(
         )
     if dtype != "same":
         notes.append(f"the averaged tensors are written as {dtype}")
+        stated = newest.values.get("config.dtype", dtype)
+        if artifact.template is not None and stated != dtype:
+            notes.append(
+                f"config.json is copied and states {stated}, by which transformers loads: pass dtype={dtype!r}"
+            )
     integers = [name for name in matched.names if not matched.found[-1][name].dtype.is_averaged]
     if integers:
         notes.append(f"{_count(integers, 'integer or bool tensor')} kept from {newest.path.name}, not averaged")

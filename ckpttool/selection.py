@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UsageError
-from ckpttool.formats import open_checkpoint
+from ckpttool.formats import format_of_directory, open_checkpoint
 from ckpttool.layouts import WEIGHT_FILES, WEIGHT_SUFFIXES
 from ckpttool.metrics import Mode, Tables, find_metric, mode_of, name_metrics, read_sidecar, read_tables, sidecars_of
 from ckpttool.tensors import Checkpoint, Skipped
@@ -65,7 +65,7 @@ class Entry:
 
     @cached_property
     def file(self) -> Path:
-        """The file that holds the weights, where a directory holds exactly one; else the path itself."""
+        """What is opened: the path itself, or the only file with weights in a directory that no format knows."""
         return weights_file(self.path, self.weights)
 
     @cached_property
@@ -91,13 +91,15 @@ class Entry:
 
 
 def weights_file(path: Path, globs: Sequence[str] = ()) -> Path:
-    """The single file with the weights in a checkpoint directory; the path itself for files and for several files.
+    """What to open of a checkpoint: the path itself for a file and for a directory that a format knows.
+
+    In any other directory it is the single file that its layout, or custom, calls the weights.
 
     Args:
         path: A checkpoint.
         globs: What its layout calls the weights, best first.
     """
-    if not path.is_dir():
+    if not path.is_dir() or format_of_directory(path) is not None:
         return path
     inside = sorted(name for name in os.listdir(path) if name.lower().endswith((*WEIGHT_SUFFIXES, ".index.json")))
     if any(name.endswith(".index.json") for name in inside):
@@ -227,7 +229,7 @@ class Discovery:
         """
         if n < 1:
             raise UsageError(f"last {n}: must be at least 1")
-        result = self._newest(n)
+        result = self._newest(n, keep=True)
         if len(result.entries) < n:
             raise NotFoundError(
                 f"{self._where()}the last {n} were asked for, and there are only {result.describe()}",
@@ -240,7 +242,7 @@ class Discovery:
 
     def last_default(self) -> Discovery:
         """The newest `DEFAULT_LAST` entries, or all there are if those are fewer; a note says which."""
-        result = self._newest(DEFAULT_LAST)
+        result = self._newest(DEFAULT_LAST, keep=True)
         cut = any(each.reason == _older(DEFAULT_LAST) for each in result.skipped)
         what = f"the last {len(result.entries)}" if cut else "all there are"
         note = f"no number was asked for: {what} ({result.describe()})"
@@ -299,7 +301,8 @@ class Discovery:
     def _where(self) -> str:
         return f"{self.directory}: " if self.directory else ""
 
-    def _newest(self, n: int) -> Discovery:
+    def _newest(self, n: int, *, keep: bool = False) -> Discovery:
+        """The newest n entries that are no averages; with `keep`, what was opened for it stays open."""
         kept: list[Entry] = []
         skipped: list[Skipped] = []
         warnings: list[str] = []
@@ -307,7 +310,7 @@ class Discovery:
             if len(kept) == n:
                 skipped.append(Skipped(entry.path, _older(n)))
                 continue
-            checkpoint = entry.peek()
+            checkpoint = entry.checkpoint if keep else entry.peek()
             if checkpoint.provenance is not None and self.directory is not None:
                 skipped.append(Skipped(entry.path, "an earlier average, by what it says of itself"))
                 continue

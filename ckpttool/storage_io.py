@@ -6,7 +6,6 @@ mapped kills the process, one that is read says so. Memory stays bounded whateve
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import os
@@ -22,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckpttool import numerics
-from ckpttool.errors import UnreadableError, UnsupportedError
+from ckpttool.errors import UnreadableError
 from ckpttool.tensors import Extent, TensorSpec, c_strides
 
-__all__ = ["Source", "Sources", "View", "read_values"]
+__all__ = ["Source", "Sources", "View", "blocks"]
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
@@ -41,9 +40,6 @@ _SPARSEST = 64
 """Of how many bytes read at least one must be used, beyond `_SMALL_SPAN`."""
 
 _INFLATE_STEP = 1 << 20
-
-_MAX_NUMPY_RANK = 32
-"""Of numpy 1; numpy 2 allows 64."""
 
 
 @dataclass(slots=True)
@@ -311,15 +307,18 @@ class View:
             return
         elements = out.view(f"V{self.itemsize}")
         done = 0
-        for first, shape, strides in _blocks(self.first, self.shape, self.strides, start, stop):
+        for first, shape, strides in blocks(self.first, self.shape, self.strides, start, stop):
             count = math.prod(shape)
-            self._read_block(elements[done : done + count].reshape(shape), first, strides, tensor, scratch)
+            self.read_block(elements[done : done + count].reshape(shape), first, strides, tensor, scratch)
             done += count
 
-    def _read_block(
+    def read_block(
         self, out: NDArray[Any], first: int, strides: tuple[int, ...], tensor: str, scratch: numerics.Scratch
     ) -> None:
-        """Read a rectangular block: its whole span where that is small or dense enough, else in halves."""
+        """Read a rectangular block whose first element is `first` and whose steps in the storage are `strides`.
+
+        Its whole span is read at once where that is small or dense enough, else the block in halves.
+        """
         reach = [(size - 1) * step for size, step in zip(out.shape, strides, strict=True)]
         low = first + sum(part for part in reach if part < 0)
         span = first + sum(part for part in reach if part > 0) - low + 1
@@ -329,8 +328,8 @@ class View:
             half = out.shape[axis] // 2
             lower = (slice(None),) * axis + (slice(None, half),)
             upper = (slice(None),) * axis + (slice(half, None),)
-            self._read_block(out[lower], first, strides, tensor, scratch)
-            self._read_block(out[upper], first + half * strides[axis], strides, tensor, scratch)
+            self.read_block(out[lower], first, strides, tensor, scratch)
+            self.read_block(out[upper], first + half * strides[axis], strides, tensor, scratch)
             return
         raw = scratch.take("span", nbytes, np.uint8)
         self.source.read_into(raw.data, self.base + low * self.itemsize, tensor)
@@ -358,7 +357,7 @@ def _reorder(
     return tuple(size for size, _ in merged), tuple(step for _, step in merged)
 
 
-def _blocks(
+def blocks(
     first: int, shape: tuple[int, ...], strides: tuple[int, ...], start: int, stop: int
 ) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
     """Cut elements [start, stop) of a view, in C order, into rectangular blocks: (first element, shape, strides)."""
@@ -370,36 +369,14 @@ def _blocks(
     row, last = start // inner, (stop - 1) // inner
     head, tail = start - row * inner, stop - last * inner
     if row == last and (head or tail < inner):
-        return _blocks(first + row * strides[0], shape[1:], strides[1:], head, tail)
-    blocks = []
+        return blocks(first + row * strides[0], shape[1:], strides[1:], head, tail)
+    cut = []
     if head:
-        blocks += _blocks(first + row * strides[0], shape[1:], strides[1:], head, inner)
+        cut += blocks(first + row * strides[0], shape[1:], strides[1:], head, inner)
         row += 1
     whole = last if tail < inner else last + 1
     if whole > row:
-        blocks.append((first + row * strides[0], (whole - row, *shape[1:]), strides))
+        cut.append((first + row * strides[0], (whole - row, *shape[1:]), strides))
     if tail < inner:
-        blocks += _blocks(first + last * strides[0], shape[1:], strides[1:], 0, tail)
-    return blocks
-
-
-def read_values(spec: TensorSpec, *, name: str = "the tensor") -> NDArray[Any]:
-    """A tensor's values as a numpy array of its shape and dtype, in C order and native byte order. For small tensors.
-
-    Raises:
-        UnreadableError: The file cannot be read, or the tensor does not lie inside it.
-        UnsupportedError: It has more dimensions than numpy knows.
-    """
-    if len(spec.shape) > _MAX_NUMPY_RANK:
-        raise UnsupportedError(
-            f"{spec.storage.path}: {name}: {len(spec.shape)} dimensions are more than can be shown",
-            path=spec.storage.path,
-            tensor=name,
-        )
-    with contextlib.closing(Sources()) as sources:
-        view = View.of(spec, None, sources, name)
-        raw = np.empty(spec.nbytes, np.uint8)
-        view.read_into(raw, 0, spec.numel, name, numerics.Scratch())
-        if view.swap:
-            numerics.swap_bytes(raw, view.component)
-    return raw.view(numerics.numpy_dtype(spec.dtype.name)).reshape(spec.shape)
+        cut += blocks(first + last * strides[0], shape[1:], strides[1:], 0, tail)
+    return cut

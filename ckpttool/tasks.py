@@ -6,16 +6,19 @@ refused here, before the output is begun.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 from ckpttool import numerics
+from ckpttool.chunks import narrow
 from ckpttool.errors import CkpttoolError, MismatchError, UsageError
+from ckpttool.piece_io import PiecedView, open_view
 from ckpttool.plan import Action, Plan, PlannedTensor
 from ckpttool.storage_io import Source, Sources, View
-from ckpttool.tensors import DTYPES, TensorId, TensorSpec
+from ckpttool.tensors import DTYPES, Region, TensorId, TensorSpec
 
 __all__ = [
     "Chunk",
@@ -31,6 +34,8 @@ __all__ = [
 ]
 
 _SMALLEST_CHUNK = 1 << 14
+_MOST_KEPT = 8
+"""So many members' chunks are held at once; of more members, smaller ones."""
 _COPY_BYTES = 1 << 20
 
 
@@ -71,6 +76,8 @@ class Recipe:
     components: tuple[str, ...]
     swaps: tuple[bool, ...]
     lanes: int
+    keeps: bool
+    """Whether the bytes of all views are held at once, not one after another."""
 
 
 @dataclass(slots=True)
@@ -79,7 +86,7 @@ class TensorTask:
 
     label: str
     numel: int
-    views: list[View]
+    views: list[View | PiecedView]
     planned: list[PlannedTensor | None]
     places: list[tuple[int, int] | None]
     """For each plan, (index of the file, offset in it)."""
@@ -122,7 +129,7 @@ class Comparison:
     path: Path
     label: str
     other: str
-    views: tuple[View, View]
+    views: tuple[View | PiecedView, View | PiecedView]
     start: int
     stop: int
 
@@ -130,11 +137,14 @@ class Comparison:
 Task: TypeAlias = "Chunk | Copying | Comparison"
 
 
+_Place: TypeAlias = tuple[int, int, int]
+"""Index of the file, offset in it, number of bytes."""
+
 _How: TypeAlias = tuple[Action, int, float, str, tuple[tuple[int, float], ...]]
 """Action, newest term, divisor, name of the output's dtype, and view and weight of each term."""
 
 
-def _recipe(hows: Sequence[_How | None], views: Sequence[View], lanes: int) -> Recipe:
+def _recipe(hows: Sequence[_How | None], views: Sequence[View | PiecedView], lanes: int) -> Recipe:
     """What one `_How` for each plan and the views' dtypes come to."""
     sums = [
         None
@@ -150,7 +160,11 @@ def _recipe(hows: Sequence[_How | None], views: Sequence[View], lanes: int) -> R
         )
         for how in hows
     ]
-    return Recipe(tuple(sums), tuple([view.component for view in views]), tuple([view.swap for view in views]), lanes)
+    keeps = len(hows) > 1 or any(
+        how is not None and how.action == "average" and numerics.needs_all(how.operands, how.component) for how in sums
+    )
+    components, swaps = tuple([view.component for view in views]), tuple([view.swap for view in views])
+    return Recipe(tuple(sums), components, swaps, lanes, keeps)
 
 
 class Preparation:
@@ -168,12 +182,9 @@ class Preparation:
         self._compare(tasks, chunk_elements)
         open_chunks: dict[int, Chunk] = {}
         for tensor, recipe in tensors:
-            together = len(recipe.components) if len(self._plans) > 1 else 1
-            limit = (
-                chunk_elements
-                if together == 1
-                else max(min(_SMALLEST_CHUNK, chunk_elements), chunk_elements // together)
-            )
+            limit = chunk_elements
+            if recipe.keeps and len(recipe.components) > _MOST_KEPT:
+                limit = min(limit, max(_SMALLEST_CHUNK, limit * _MOST_KEPT // len(recipe.components)))
             start = 0
             while start < tensor.numel:
                 chunk = open_chunks.get(id(recipe))
@@ -190,15 +201,14 @@ class Preparation:
         return tasks
 
     def _tensors(self) -> list[tuple[TensorTask, Recipe]]:
-        """The tensors that some plan has a place for, ordered by that place."""
-        places = [
-            {
-                slot.tensor: (index, slot.offset, slot.nbytes)
-                for index, file in enumerate(plan.files)
-                for slot in file.slots
-            }
-            for plan in self._plans
-        ]
+        """The tensors that some plan has a place for, ordered by that place; of a tensor in pieces, each region."""
+        places: list[dict[TensorId, dict[Region | None, _Place]]] = []
+        for plan in self._plans:
+            by_tensor: dict[TensorId, dict[Region | None, _Place]] = {}
+            for index, file in enumerate(plan.files):
+                for slot in file.slots:
+                    by_tensor.setdefault(slot.tensor, {})[slot.region] = (index, slot.offset, slot.nbytes)
+            places.append(by_tensor)
         by_id = [{tensor.id: tensor for tensor in plan.tensors} for plan in self._plans]
         for index, plan in enumerate(self._plans):
             missing = next((key for key in places[index] if key not in by_id[index]), None)
@@ -210,21 +220,23 @@ class Preparation:
                 raise UsageError("the plans are not about the same tensors, and cannot be executed together")
         prepared = []
         for tensor_id in by_id[0]:
-            where = [place.get(tensor_id) for place in places]
-            if not any(where):
-                continue
-            prepared.append((where[0] or (0, 0, 0), self._tensor(tensor_id, [by[tensor_id] for by in by_id], where)))
+            found = [place.get(tensor_id, {}) for place in places]
+            planned = [by[tensor_id] for by in by_id]
+            for region in dict.fromkeys(region for regions in found for region in regions):
+                where = [regions.get(region) for regions in found]
+                prepared.append((where[0] or (0, 0, 0), self._tensor(tensor_id, region, planned, where)))
         prepared.sort(key=lambda entry: entry[0][:2])
         return [entry for _, entry in prepared]
 
     def _tensor(
-        self, tensor_id: TensorId, planned: list[PlannedTensor], where: list[tuple[int, int, int] | None]
+        self, tensor_id: TensorId, region: Region | None, planned: list[PlannedTensor], where: list[_Place | None]
     ) -> tuple[TensorTask, Recipe]:
         label = label_of(tensor_id)
         output = planned[0].output
+        numel = math.prod(output.shape if region is None else region.sizes)
         lanes = numerics.lanes(output.dtype)
         together = len(planned) > 1
-        views: list[View] = []
+        views: list[View | PiecedView] = []
         known: dict[TensorSpec, int] = {}
         hows: list[_How | None] = []
         for plan, tensor, place in zip(self._plans, planned, where, strict=True):
@@ -233,10 +245,9 @@ class Preparation:
                 continue
             if tensor.output.shape != output.shape or tensor.output.strides != output.strides:
                 raise UsageError(f"{label}: the plans store it in different ways, and cannot be executed together")
-            if place[2] != tensor.output.nbytes:
-                raise CkpttoolError(
-                    f"{plan.output}: {label} takes {tensor.output.nbytes} bytes, not {place[2]}", tensor=label
-                )
+            taken = numel * tensor.output.dtype.itemsize
+            if place[2] != taken:
+                raise CkpttoolError(f"{plan.output}: {label} takes {taken} bytes, not {place[2]}", tensor=label)
             terms = []
             for term in tensor.terms:
                 spec = term.tensor
@@ -247,10 +258,12 @@ class Preparation:
                         path=plan.members[term.member].checkpoint.path,
                         tensor=label,
                     )
+                if region is not None:
+                    spec = narrow(spec, region)
                 index = known.get(spec) if together else None
                 if index is None:
                     index = len(views)
-                    views.append(View.of(spec, output.strides, self._sources, label))
+                    views.append(open_view(spec, output.strides, self._sources, label))
                     if together:
                         known[spec] = index
                 terms.append((index, term.weight))
@@ -262,7 +275,6 @@ class Preparation:
             recipe = self._recipes[key] = _recipe(hows, views, lanes)
         places = [None if place is None else place[:2] for place in where]
         kept = [tensor if place is not None else None for tensor, place in zip(planned, where, strict=True)]
-        numel = output.nbytes // output.dtype.itemsize
         return TensorTask(label, numel, views, kept, places), recipe
 
     def _compare(self, tasks: list[Task], chunk_elements: int) -> None:
@@ -278,8 +290,8 @@ class Preparation:
                     if first.shape != second.shape or first.dtype != second.dtype:
                         raise not_tied(path, label, other)
                     views = (
-                        View.of(first, None, self._sources, label),
-                        View.of(second, None, self._sources, other),
+                        open_view(first, None, self._sources, label),
+                        open_view(second, None, self._sources, other),
                     )
                     tasks.extend(
                         Comparison(path, label, other, views, start, min(first.numel, start + chunk_elements))

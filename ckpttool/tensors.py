@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 __all__ = [
     "DTYPES",
@@ -22,6 +22,8 @@ __all__ = [
     "Extent",
     "OutputFile",
     "OutputTensor",
+    "Piece",
+    "Region",
     "Skipped",
     "Slot",
     "TensorId",
@@ -115,9 +117,23 @@ def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
     return True
 
 
+class Region(NamedTuple):
+    """A rectangular part of a tensor: where it begins in each dimension, and how long it is there."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+class Piece(NamedTuple):
+    """A rectangular part of a tensor that lies elsewhere than the rest: where it begins, and its bytes."""
+
+    offsets: tuple[int, ...]
+    spec: TensorSpec
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor as it lies in a file: a view of a storage.
+    """A tensor as it lies in a file: a view of a storage, or several such views put together.
 
     Two names whose specs are equal are tied: they are one tensor. `strides` is None for C order and only then,
     so that equal views are equal specs (use `TensorSpec.view` to build one from arbitrary strides).
@@ -129,6 +145,9 @@ class TensorSpec:
         offset: Index of its first element in the storage, in elements.
         strides: In elements, one for each dimension; None for C order.
         big_endian: Whether the bytes of an element stand in the other order.
+        pieces: Of a tensor that lies in pieces: these, none of them empty or itself in pieces, which together are the
+            whole tensor without a gap or an overlap, sorted by where they begin (`ckpttool.chunks` makes such). Then
+            `storage` is that of the first piece and `strides` is None. Empty for all other tensors.
     """
 
     dtype: DType
@@ -137,6 +156,7 @@ class TensorSpec:
     offset: int = 0
     strides: tuple[int, ...] | None = None
     big_endian: bool = False
+    pieces: tuple[Piece, ...] = ()
 
     @classmethod
     def view(
@@ -168,7 +188,10 @@ class TensorSpec:
 
     @property
     def is_dense(self) -> bool:
-        """Whether its elements fill one gapless run of its storage, in whatever order of dimensions."""
+        """Whether its elements fill one gapless run of its storage, in whatever order of dimensions.
+
+        A tensor in pieces counts as one in C order, which is how it is read.
+        """
         return self.strides is None or is_dense(self.shape, self.strides)
 
 
@@ -252,6 +275,8 @@ class Artifact:
         keep_state: Whether the training state in the template's container is kept as well.
         provenance: What the output was made of, JSON-able; written into the file where the format can hold it.
         stem: The output's file name without its suffix.
+        max_shard_bytes: Split the weights anew into files of at most so many bytes of tensors; None keeps the
+            template's files. For formats that have shards.
     """
 
     tensors: Mapping[TensorId, OutputTensor]
@@ -261,15 +286,20 @@ class Artifact:
     keep_state: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
     stem: str = "archive"
+    max_shard_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place in an output file that a tensor of the artifact fills."""
+    """A place in an output file that a tensor of the artifact fills, or a region of one.
+
+    Every slot of a tensor has a region, or there is one slot and it has none.
+    """
 
     offset: int
     nbytes: int
     tensor: TensorId
+    region: Region | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import click
 import pytest
 
 import ckpttool
@@ -177,3 +178,19 @@ def test_no_big_file_is_tracked() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     files = [ROOT / name for name in listed.split("\0") if name]
     assert [file.name for file in files if file.is_file() and file.stat().st_size > 1_000_000] == []
+
+
+def test_each_command_has_the_line_that_the_group_shows_for_it() -> None:
+    from ckpttool.cli import COMMANDS, group
+
+    for name, (_, line) in COMMANDS.items():
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        assert command.name == name
+        assert command.short_help == line
+
+
+def test_a_mistyped_command_is_answered_with_the_one_that_was_meant() -> None:
+    ran = subprocess.run([sys.executable, "-m", "ckpttool", "averge"], capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert "average" in ran.stderr

@@ -416,6 +416,16 @@ def test_aliases_and_earlier_averages_are_left_out_with_a_reason(
     assert all(reasons.values())
 
 
+def test_a_name_that_contradicts_its_content_is_a_warning(run: Run, tmp_path: Path) -> None:
+    for name, step in (("100", 100), ("200", 150), ("300", 300)):
+        torch.save({"model": simple(1.0), "step": step}, tmp_path / f"m_step_{name}.pt")
+    ran = run("average", tmp_path, "-n")
+    assert ran.exit_code == 0
+    assert "Warning: " in ran.stderr
+    assert "m_step_200.pt" in ran.stderr
+    assert "150" in ran.stderr
+
+
 def test_nothing_named_in_a_pickle_is_ever_called(run: Run, tmp_path: Path) -> None:
     sentinel = tmp_path / "called"
 

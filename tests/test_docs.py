@@ -29,7 +29,7 @@ def test_links_inside_the_repository_lead_somewhere() -> None:
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
-@pytest.mark.parametrize("command", [["average"]])
+@pytest.mark.parametrize("command", [["average"], ["ema-apply"]])
 def test_every_option_of_a_command_is_in_the_readme(command: list[str]) -> None:
     helped = subprocess.run(
         [sys.executable, "-m", "ckpttool", *command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT

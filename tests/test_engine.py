@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,7 +12,6 @@ import stat
 import subprocess
 import sys
 import textwrap
-import time
 import zlib
 from pathlib import Path
 
@@ -36,6 +36,8 @@ from ckpttool.errors import (
     WriteError,
 )
 from ckpttool.formats import safetensors_file
+from ckpttool.storage_io import Sources
+from ckpttool.tasks import Preparation
 from ckpttool.tensors import DTYPES, Copy, Extent, OutputFile, TensorSpec, c_strides
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -477,18 +479,15 @@ def test_the_umask_decides_about_the_mode(two, tmp_path):
     assert stat.S_IMODE(os.stat(tmp_path / "out.safetensors").st_mode) == 0o640
 
 
-def test_one_missing_parent_is_made_and_goes_again_on_failure(two, tmp_path):
-    execute(build_plan(two, tmp_path / "avg" / "out.safetensors"))
-    assert (tmp_path / "avg" / "out.safetensors").exists()
+def test_missing_parents_are_made_and_go_again_on_failure(two, tmp_path):
+    execute(build_plan(two, tmp_path / "deep" / "avg" / "out.safetensors"))
+    assert (tmp_path / "deep" / "avg" / "out.safetensors").exists()
     spoiled = load_file(two[0])
     spoiled["a"][0] = float("nan")
     save_file(spoiled, two[0])
     with pytest.raises(NonFiniteError):
-        execute(build_plan(two, tmp_path / "other" / "out.safetensors"))
+        execute(build_plan(two, tmp_path / "other" / "avg" / "out.safetensors"))
     assert not (tmp_path / "other").exists()
-    with pytest.raises(WriteError) as caught:
-        execute(build_plan(two, tmp_path / "no" / "such" / "out.safetensors"))
-    assert caught.value.hint
 
 
 def test_a_full_disk_is_seen_before_anything_is_read(two, tmp_path):
@@ -633,7 +632,7 @@ def several_files(plan, tmp_path):
 def test_several_files_copies_and_seals(two, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "_verifier", lambda _: lambda _: None)
     output = tmp_path / "out"
-    plan, sealed, blob = several_files(build_plan(two, output), tmp_path)
+    plan, sealed, blob = several_files(build_plan(two, output, provenance={"ckpttool": "0"}), tmp_path)
     # The slot of the second file wins for "a": one tensor has one place.
     first = dataclasses.replace(
         plan.files[0], slots=tuple(slot for slot in plan.files[0].slots if slot.tensor != ("", "a"))
@@ -667,13 +666,13 @@ def test_a_directory_that_holds_an_input_is_never_replaced(two, tmp_path):
     assert two[0].exists()
 
 
-def test_ten_thousand_small_tensors_take_seconds_at_most(tmp_path):
-    """Measured at a few tenths of a second; a shared machine gets room."""
+def test_ten_thousand_small_tensors_are_ten_pieces_of_work(tmp_path):
+    """Small tensors share a chunk, so that what each piece of work costs is not paid for each tensor."""
     rows = np.arange(10_000, dtype=np.float32).repeat(256).reshape(10_000, 256)
     save_numpy({f"t{index:05d}": row for index, row in enumerate(rows)}, tmp_path / "0.safetensors")
     plan = build_plan([tmp_path / "0.safetensors"] * 5, tmp_path / "o.safetensors")
-    began = time.perf_counter()
+    with contextlib.closing(Sources(None)) as sources:
+        assert len(Preparation([plan], sources).tasks(engine.CHUNK_ELEMENTS)) == 10
     execute(plan)
-    assert time.perf_counter() - began < 10
     assert safetensors_file.read(plan.output).weights.keys() == plan.members[0].checkpoint.weights.keys()
     assert plan.output.read_bytes()[-rows.nbytes :] == rows.tobytes()

@@ -16,7 +16,7 @@ HF = ("model.safetensors", "config.json", "optimizer.pt", "trainer_state.json")
 EXAMPLES = {
     "fairseq": (
         {"checkpoint9.pt": (None, 9), "checkpoint10.pt": (None, 10), "checkpoint_3_2500.pt": (2500, 3)},
-        ["checkpoint_best.pt", "checkpoint_last.pt", "checkpoint.best_bleu_28.3512.pt", "checkpoint9-shard0.pt"],
+        ["checkpoint_best.pt", "checkpoint_last.pt", "checkpoint.best_bleu_28.3512.pt", "checkpoint9-shard1.pt"],
         None,
     ),
     "opennmt-py": ({"m_step_900.pt": (900, None), "m_step_1000.pt": (1000, None)}, ["avg_step_1000.pt"], None),
@@ -113,6 +113,12 @@ EXAMPLES = {
         ["step1000-merged"],
         ("model_and_optim", "train"),
     ),
+    "lightning-sharded": (
+        {"epoch=0-step=900.ckpt": (900, 0), "epoch=1-step=1000.ckpt": (1000, 1)},
+        ["last.ckpt"],
+        (".metadata", "__0_0.distcp", "meta.pt"),
+    ),
+    "dcp": ({"ckpt-900": (900, None), "ckpt-1000": (1000, None)}, [], (".metadata", "__0_0.distcp")),
     "olmo": ({"step900-unsharded": (900, None), "step1000": (1000, None)}, ["latest"], ("model.pt", "optim.pt")),
     "fairseq2": ({"step_900": (900, None), "step_1000": (1000, None)}, ["step_1100.tmp", "hg"], ("model", "optimizer")),
     "composer": ({"ep0-ba900-rank0.pt": (900, 0), "ep1-ba1000-rank0.pt": (1000, 1)}, ["latest-rank0.pt"], None),

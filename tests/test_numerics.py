@@ -43,14 +43,14 @@ def rounded(value: Fraction, dtype: str) -> Fraction | None:
     return result if abs(result) <= greatest else None
 
 
-def mean(terms, dtypes, out, weights=None, divisor=None):
+def mean(terms, dtypes, out, weights=None, divisor=None, *, kept=True):
     """weighted_mean of arrays, back as an array of the output's dtype."""
     weights = [1.0] * len(terms) if weights is None else weights
     divisor = float(len(terms)) if divisor is None else divisor
     operands = [numerics.Operand(dtype, weight) for dtype, weight in zip(dtypes, weights, strict=True)]
     raw = [np.ascontiguousarray(term).view(np.uint8) for term in terms]
     result = numerics.weighted_mean(
-        operands, lambda index: raw[index].copy(), divisor=divisor, dtype=out, scratch=numerics.Scratch()
+        operands, lambda index: raw[index].copy(), divisor=divisor, dtype=out, scratch=numerics.Scratch(), kept=kept
     )
     return result.view(numerics.numpy_dtype(out)).copy()
 
@@ -181,6 +181,45 @@ def test_identical_members_give_the_same_bits(dtype, count):
     patterns = patterns[finite(patterns)]
     result = mean([patterns] * count, [dtype] * count, dtype)
     assert result.tobytes() == patterns.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    count=st.integers(2, 40),
+    spread=st.floats(0, 6),
+    scale=st.integers(-30, 12),
+    weighted=st.booleans(),
+    jitter=st.sampled_from([0.0, 0.01, 1.0]),
+)
+def test_the_short_way_for_halves_has_the_bits_of_the_long_one(dtype, seed, count, spread, scale, weighted, jitter):
+    """In float32 with a bound, or in float64: the same, however the values lie."""
+    random = np.random.default_rng(seed)
+    base = random.standard_normal(2000) * np.exp(random.standard_normal(2000) * spread) * 2.0**scale
+    with np.errstate(over="ignore"):
+        terms = [
+            np.clip(base * (1 + jitter * random.standard_normal(2000)), -6e4, 6e4).astype(numerics.numpy_dtype(dtype))
+            for _ in range(count)
+        ]
+    weights = (random.standard_normal(count) / count).tolist() if weighted else None
+    divisor = 1.0 if weighted else None
+    short = mean(terms, [dtype] * count, dtype, weights, divisor, kept=True)
+    long = mean(terms, [dtype] * count, dtype, weights, divisor, kept=False)
+    assert short.tobytes() == long.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_every_pair_of_neighbouring_halves_has_its_exact_mean(dtype):
+    """Ties, all of them, subnormal ones too, among values of one magnitude (else the long way is taken)."""
+    values = every_value(dtype)
+    for start in range(0, len(values) - 1, 1000):
+        one, two = values[start : start + 1000], values[start + 1 : start + 1001]
+        one = one[: len(two)]
+        terms = [part.astype(numerics.numpy_dtype(dtype)) for part in (one, two)]
+        short = mean(terms, [dtype] * 2, dtype).astype(np.float64)
+        long = mean([one / 2 + two / 2], ["float64"], dtype).astype(np.float64)
+        np.testing.assert_array_equal(short, long)
 
 
 def test_a_mean_of_huge_float64_does_not_overflow():

@@ -24,8 +24,9 @@ def json_checkpoints(monkeypatch):
 
     def open_checkpoint(path, *, section=None):
         opened.append(Path(path).name)
+        weights = [file for file in sorted(Path(path).rglob("*")) if file.suffix in {".safetensors", ".ckpt", ".pt"}]
         try:
-            content = json.loads(Path(path).read_text())
+            content = json.loads((weights[0] if weights else Path(path)).read_text())
         except (ValueError, OSError) as error:
             raise UnreadableError(f"{path}: truncated", path=path) from error
         return Checkpoint(
@@ -280,7 +281,7 @@ def test_a_directory_that_is_one_checkpoint_is_found_as_one(tmp_path):
     by_trainer_state(tmp_path, {500: 0.5, 600: 0.25})
     found = discover(tmp_path / "checkpoint-500")
     assert found.layout == "single"
-    assert [entry.file for entry in found.last(1).entries] == [tmp_path / "checkpoint-500" / "model.safetensors"]
+    assert [entry.file for entry in found.last(1).entries] == [tmp_path / "checkpoint-500"]
     assert len(discover(tmp_path)) == 2
 
 
@@ -575,10 +576,10 @@ def test_equal_bytes_in_a_list_are_warned_about(run):
     assert from_paths([run / "model_step_100.pt", run / "model_step_200.pt"]).warnings == ()
 
 
-def test_checkpoint_directories_in_a_list_stand_for_their_weights(tmp_path):
+def test_checkpoint_directories_in_a_list_are_checkpoints(tmp_path):
     by_trainer_state(tmp_path, {500: 0.5, 600: 0.25})
     found = from_paths([tmp_path / "checkpoint-600", tmp_path / "checkpoint-500"])
-    assert [entry.file.name for entry in found.entries] == ["model.safetensors", "model.safetensors"]
+    assert [entry.file.name for entry in found.entries] == ["checkpoint-600", "checkpoint-500"]
     assert [entry.step for entry in found.entries] == [600, 500]
 
 

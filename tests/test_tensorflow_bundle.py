@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpttool import crc32c
-from ckpttool.discovery import from_paths
+from ckpttool.discovery import discover, from_paths
 from ckpttool.engine import execute
 from ckpttool.errors import NotFoundError, UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats import bundle_entries, leveldb_table, open_checkpoint, protobuf_wire
@@ -309,6 +309,16 @@ def test_what_a_bundle_cannot_hold_is_refused_before_anything_is_written(tmp_pat
     big = open_checkpoint(write(tmp_path, {"w": np.ones(2, np.float32)}, big_endian=True))
     with pytest.raises(UnsupportedError, match="big-endian"):
         bundles.lay_out(artifact_like(big))
+
+
+def test_the_average_of_a_run_is_a_model_directory_of_its_own(tmp_path):
+    """As OpenNMT-tf writes it: the bundle and its ``checkpoint`` file lie in avg/ itself."""
+    for step in (1, 2):
+        write(tmp_path, {"w": np.full(2, step, np.float32)}, prefix=f"ckpt-{step}")
+    plan = make_plan(discover(tmp_path).last(2).entries, f"{tmp_path / 'avg'}/")
+    execute(plan)
+    names = {"checkpoint", "ckpt-2.index", "ckpt-2.data-00000-of-00001"}
+    assert {path.name for path in (tmp_path / "avg").iterdir()} == names
 
 
 @pytest.mark.parametrize("jobs", [1, 3])

@@ -151,6 +151,13 @@ def test_other_parameters_are_named(tmp_path):
     assert "learning_rate=3, warmup_steps=8000" in verdict.explanation
 
 
+def test_a_log_of_one_side_of_the_peak_does_not_rule_other_parameters_out(tmp_path):
+    records = read_log(written(tmp_path, TF, range(100, 3000, 100), spec(learning_rate=3).rate("logged")))
+    verdict = compare_log(records, spec())
+    assert verdict.outcome == "different parameters"
+    assert "one side of the peak only" in verdict.explanation
+
+
 def test_half_a_percent_of_another_rate_differs(tmp_path):
     records = read_log(written(tmp_path, TF, range(100, 30_000, 100), spec(learning_rate=2.01).rate("logged")))
     verdict = compare_log(records, spec())

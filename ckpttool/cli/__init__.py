@@ -1,6 +1,7 @@
 """The command line: one group, one module a command, and the one place where errors become exit codes.
 
-Nothing heavy is imported here or at the top of a command's module, so that help and completion answer at once.
+Nothing heavy is imported here or at the top of a command's module, and of the commands only the one that runs, so that
+help and completion answer at once.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 import click
@@ -16,7 +18,7 @@ import click
 from ckpttool import __version__
 from ckpttool.errors import CkpttoolError
 
-__all__ = ["group", "main"]
+__all__ = ["COMMANDS", "group", "main"]
 
 INTERRUPTED = 130
 TERMINATED = 128 + 15
@@ -40,7 +42,29 @@ class _ReaderLeftError(Exception):
     """The reader of a pipe has seen enough (``| head``)."""
 
 
+COMMANDS = {
+    "average": ("ckpttool.cli.average:average", "Average the last checkpoints of a run."),
+    "ema-apply": ("ckpttool.cli.ema_apply:ema_apply", "Put the moving average of the weights in their place."),
+    "lr-plot-table": (
+        "ckpttool.cli.lr_plot_table:lr_plot_table",
+        "Show a learning-rate schedule as a table and a picture.",
+    ),
+}
+"""Each command's module and function, and its line in the group's help. Only the command that runs is imported."""
+
+
 class _Group(click.Group):
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), function)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -50,6 +74,9 @@ class _Group(click.Group):
 
 @click.group(
     cls=_Group,
+    commands=[
+        click.Command(name, short_help=line) for name, (_, line) in COMMANDS.items()
+    ],  # stand-ins, for their names
     context_settings={
         "help_option_names": ["-h", "--help"],
         "auto_envvar_prefix": "CKPTTOOL",
@@ -70,18 +97,6 @@ def group() -> None:
     Example:
       ckpttool average runs/a --last 5 -o averaged.safetensors
     """
-
-
-def _add_commands() -> None:
-    # Modules of commands import click and nothing heavy at their top.
-    from ckpttool.cli.average import average
-    from ckpttool.cli.lr_plot_table import lr_plot_table
-
-    group.add_command(average)
-    group.add_command(lr_plot_table)
-
-
-_add_commands()
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

@@ -6,8 +6,10 @@ Each decorator adds a group of options and hands them to the command as one froz
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -119,6 +121,24 @@ class PolicyOptions:
     integers: str
     keep_state: bool
     allow_nonfinite: bool
+    max_shard_size: int | None
+
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """A number of bytes. Units are decimal, as everywhere in Hugging Face's libraries; with an i, binary."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i)?B?", value, re.IGNORECASE)
+    if match is None or (match[3] and not match[2]):
+        raise click.BadParameter(f"{value!r} is not a size such as 5GB or 500MB", ctx, param)
+    unit = 1 << (10 * "KMGT".index(match[2].upper()) + 10) if match[3] else _UNITS[match[2].upper()]
+    size = int(Fraction(match[1]) * unit)
+    if size < 1:
+        raise click.BadParameter(f"{value!r}: must be at least one byte", ctx, param)
+    return size
 
 
 policy_options: Decorator = _grouped(
@@ -149,6 +169,12 @@ policy_options: Decorator = _grouped(
         ),
         click.option("--keep-state", is_flag=True, help="Keep the newest's optimizer, scaler and scheduler state."),
         click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinity pass."),
+        click.option(
+            "--max-shard-size",
+            callback=_size,
+            metavar="SIZE",
+            help="Split a Hugging Face directory anew, e.g. 5GB.  [default: as the newest]",
+        ),
     ],
 )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ckpttool import __version__
@@ -17,9 +18,26 @@ from ckpttool.tensors import Skipped
 if TYPE_CHECKING:
     from ckpttool.engine import Result
 
-__all__ = ["SCHEMA_VERSION", "document", "facts", "print_plan", "print_result", "print_start"]
+__all__ = ["SCHEMA_VERSION", "Details", "document", "facts", "print_plan", "print_result", "print_start"]
 
 SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Details:
+    """What a command has to say about a plan beyond what every plan says.
+
+    Attributes:
+        columns: Further columns of the table of members: a title, and a cell for each member in the plan's order.
+        rows: Further rows of the plan's own table: what, and its value.
+        document: Further entries of the JSON document.
+        start: The sentence at the start of the work; None: how many checkpoints are averaged.
+    """
+
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    rows: Sequence[tuple[str, str]] = ()
+    document: Mapping[str, Any] = field(default_factory=dict)
+    start: str | None = None
 
 
 def facts(plan: Plan) -> dict[str, int]:
@@ -37,7 +55,13 @@ def facts(plan: Plan) -> dict[str, int]:
 
 
 def document(
-    plan: Plan, command: str, *, result: Result | None, peak_memory: int, show: Sequence[str] = ()
+    plan: Plan,
+    command: str,
+    *,
+    result: Result | None,
+    peak_memory: int,
+    details: Details | None = None,
+    show: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The plan, the result where there is one, and the tensors that shall be shown, as JSON-able values."""
     return {
@@ -58,6 +82,7 @@ def document(
         "output": {"path": str(plan.output), "format": plan.format},
         **facts(plan),
         "peak_memory": peak_memory,
+        **(details.document if details else {}),
         "notes": list(plan.notes),
         "warnings": list(plan.warnings),
         "result": None
@@ -72,9 +97,12 @@ def document(
     }
 
 
-def print_plan(plan: Plan, out: Output, *, peak_memory: int) -> None:
+def print_plan(plan: Plan, out: Output, *, peak_memory: int, details: Details | None = None) -> None:
     """The whole plan on stdout: members, what was skipped, what is written."""
-    out.table(["step", "checkpoint", "bytes", "coefficient"], _member_rows(plan, out.size))
+    columns = details.columns if details else {}
+    cells = zip(*columns.values(), strict=True) if columns else [()] * len(plan.members)
+    members = [[*row, *more] for row, more in zip(_member_rows(plan, out.size), cells, strict=True)]
+    out.table(["step", "checkpoint", "bytes", "coefficient", *columns], members)
     if plan.skipped:
         out.gap()
         out.table(["skipped", "because"], _skipped_rows(plan.skipped, grouped=out.is_terminal))
@@ -91,6 +119,7 @@ def print_plan(plan: Plan, out: Output, *, peak_memory: int) -> None:
         ["reads", format_bytes(count["bytes_to_read"])],
         ["writes", format_bytes(count["bytes_to_write"])],
         ["peak memory", f"about {format_bytes(peak_memory)}"],
+        *([what, value] for what, value in (details.rows if details else ())),
     ]
     out.table(["plan", ""], rows)
     if out.is_terminal:
@@ -98,11 +127,12 @@ def print_plan(plan: Plan, out: Output, *, peak_memory: int) -> None:
     print_notes(plan.notes, plan.warnings, out)
 
 
-def print_start(plan: Plan, out: Output) -> None:
+def print_start(plan: Plan, out: Output, details: Details | None = None) -> None:
     """What is about to be done, on stderr."""
     steps = [member.step for member in plan.members]
     known = f" (steps {_steps(steps)})" if all(step is not None for step in steps) else ""
-    out.say(f"Averaging {format_count(len(plan.members), 'checkpoint')}{known}, {format_bytes(plan.bytes_to_read)}.")
+    averaging = f"Averaging {format_count(len(plan.members), 'checkpoint')}{known}, {format_bytes(plan.bytes_to_read)}."
+    out.say(details.start if details is not None and details.start is not None else averaging)
     for row in _member_rows(plan, format_bytes):
         out.detail("  ".join(row))
     for skipped in plan.skipped:

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["default_output", "plan_keywords", "run_plans", "select"]
 
 
-def select(checkpoints: Sequence[Path], options: SelectionOptions, *, shares: int | None = None) -> Discovery:
+def select(
+    checkpoints: Sequence[Path], options: SelectionOptions, *, shares: int | None = None, take_all: bool = False
+) -> Discovery:
     """Find the checkpoints that the arguments and options mean: a model directory, or a list as given.
 
     Args:
         checkpoints: What the user named.
         options: The selection options.
         shares: How many coefficients were given, if any: so many are taken of a directory where nothing else says it.
+        take_all: Whether all of a directory are taken where nothing else says it.
 
     Raises:
         NotFoundError: Fewer than two were found, and --last 1 did not ask for one.
@@ -40,7 +43,7 @@ def select(checkpoints: Sequence[Path], options: SelectionOptions, *, shares: in
             include=options.include,
             exclude=options.exclude,
         )
-        found = _narrow(found, options, shares)
+        found = _narrow(found, options, shares, take_all=take_all)
         if len(found.entries) == 1 and options.last != 1 and options.best != 1:
             raise NotFoundError(
                 f"{checkpoints[0]}: only one checkpoint, {found.entries[0].name}, and one is no average",
@@ -79,7 +82,7 @@ def _selecting(options: SelectionOptions) -> list[str]:
     return [name for name, value in named.items() if value is not None]
 
 
-def _narrow(found: Discovery, options: SelectionOptions, shares: int | None) -> Discovery:
+def _narrow(found: Discovery, options: SelectionOptions, shares: int | None, *, take_all: bool) -> Discovery:
     if (options.best is None) != (options.metric is None):
         raise UsageError("--best and --metric go together", hint="For example: --best 5 --metric valid_loss")
     if options.mode is not None and options.best is None:
@@ -94,6 +97,8 @@ def _narrow(found: Discovery, options: SelectionOptions, shares: int | None) -> 
         return found.best(options.best, options.metric, options.mode)
     if options.last is not None:
         return found
+    if take_all and shares is None:
+        return found.open()
     return found.last_default() if shares is None else found.last(shares)
 
 
@@ -114,29 +119,45 @@ def plan_keywords(policy: PolicyOptions, run: RunOptions) -> dict[str, Any]:
         "integers": policy.integers,
         "keep_state": policy.keep_state,
         "allow_nonfinite": policy.allow_nonfinite,
+        "max_shard_bytes": policy.max_shard_size,
         "force": run.force,
     }
 
 
-def run_plans(plans: Sequence[Plan], command: str, run: RunOptions, out: Output, *, show: Sequence[str] = ()) -> None:
+def run_plans(
+    plans: Sequence[Plan],
+    command: str,
+    run: RunOptions,
+    out: Output,
+    details: Sequence[_report.Details | None] | None = None,
+    *,
+    show: Sequence[str] = (),
+) -> None:
     """Print the plans (--dry-run), or execute them together and say what became of them and of the tensors to show."""
     from ckpttool.engine import execute_together, expected_memory
 
     memory = expected_memory(run.jobs)
+    told = [None] * len(plans) if details is None else details
     if run.dry_run:
-        documents = [_report.document(plan, command, result=None, peak_memory=memory) for plan in plans]
+        documents = [
+            _report.document(plan, command, result=None, peak_memory=memory, details=more)
+            for plan, more in zip(plans, told, strict=True)
+        ]
         if run.as_json:
             out.json(documents[0] if len(plans) == 1 else {"schema": _report.SCHEMA_VERSION, "outputs": documents})
             return
-        for plan in plans:
-            _report.print_plan(plan, out, peak_memory=memory)
+        for plan, more in zip(plans, told, strict=True):
+            _report.print_plan(plan, out, peak_memory=memory, details=more)
         return
-    _report.print_start(plans[0], out)
+    _report.print_start(plans[0], out, told[0])
+    for plan in plans[1:]:
+        for warning in plan.warnings:
+            out.warn(f"{warning}.")
     with out.progress(plans[0].bytes_to_read) as on_progress:
         results = execute_together(plans, jobs=run.jobs, on_progress=on_progress)
     documents = [
-        _report.document(plan, command, result=result, peak_memory=memory, show=show)
-        for plan, result in zip(plans, results, strict=True)
+        _report.document(plan, command, result=result, peak_memory=memory, details=more, show=show)
+        for plan, result, more in zip(plans, results, told, strict=True)
     ]
     if run.as_json:
         out.json(documents[0] if len(plans) == 1 else {"schema": _report.SCHEMA_VERSION, "outputs": documents})

@@ -17,6 +17,7 @@ from ckpttool.cli._options import (
     selection_options,
 )
 from ckpttool.cli._output import Output
+from ckpttool.errors import UsageError
 
 
 @click.command(short_help="Average the last checkpoints of a run.")
@@ -24,6 +25,11 @@ from ckpttool.cli._output import Output
 @selection_options
 @click.option("--weights", metavar="W,W,...", help="Coefficients instead of equal shares: oldest first, or as listed.")
 @click.option("--normalize", is_flag=True, help="Divide the --weights by their sum; otherwise it must be 1.")
+@click.option(
+    "--anneal",
+    type=click.Choice(["linear", "1-sqrt", "cosine"]),
+    help="Weights that stand in for decaying the learning rate so; equal shares are the linear decay.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Output file.  [default: avg/ in the directory]")
 @policy_options
 @run_options
@@ -34,6 +40,7 @@ def average(
     selection: SelectionOptions,
     weights: str | None,
     normalize: bool,
+    anneal: str | None,
     output: Path | None,
     policy: PolicyOptions,
     run: RunOptions,
@@ -46,6 +53,9 @@ def average(
     training step; copies such as last.pt and earlier averages are recognised and left out. The output is a checkpoint
     that the framework loads: the newest one with the weights replaced.
 
+    Averaging checkpoints of a constant learning rate stands in for decaying it: equal shares for a linear decay,
+    --anneal 1-sqrt and cosine for those (WSM, arXiv:2507.17634). --dry-run shows the emulated curve.
+
     \b
     Examples:
       ckpttool average runs/a --last 5
@@ -53,23 +63,31 @@ def average(
       ckpttool average runs/a --best 5 --metric valid_loss -o best.safetensors
       ckpttool average a.pt b.pt c.pt --weights 0.2,0.3,0.5 -o mix.pt
     """
+    from ckpttool.cli._anneal import annealing
     from ckpttool.cli._show import check_shown
     from ckpttool.cli._steps import default_output, plan_keywords, run_plans, select
     from ckpttool.coefficients import explicit
     from ckpttool.plan import make_plan
 
+    if anneal is not None and weights is not None:
+        raise UsageError("--anneal and --weights both say what the coefficients are", hint="Leave out one of the two.")
     coefficients = None if weights is None else explicit(_numbers(weights), normalize=normalize)
     found = select(checkpoints, selection, shares=len(coefficients) if coefficients else None)
+    annealed = None if anneal is None else annealing(found, anneal)
+    if annealed is not None:
+        found, coefficients = annealed.found, annealed.coefficients
     plan = make_plan(
         found.entries,
         default_output(checkpoints, output, "avg"),
         coefficients=coefficients,
         skipped=found.skipped,
         notes=found.notes,
+        warnings=found.warnings,
+        details=annealed.provenance if annealed else None,
         **plan_keywords(policy, run),
     )
     check_shown(show, plan, dry_run=run.dry_run)
-    run_plans([plan], "average", run, out, show=show)
+    run_plans([plan], "average", run, out, [annealed.details if annealed else None], show=show)
 
 
 def _numbers(text: str) -> list[float]:

@@ -8,6 +8,9 @@ A format is a module with four names:
     read(path: Path, *, section: str | None = None) -> Checkpoint
     lay_out(artifact: Artifact) -> tuple[OutputFile, ...]
 
+A format whose output is a directory, and not one file, has ``WRITES_DIRECTORY = True`` as well; and where the
+checkpoint has a name of its own in that directory, ``WRITES_MODEL_DIRECTORY = True``.
+
 Files are recognised by content, never by suffix; outputs are chosen by suffix. A module is imported when the
 first file could be its own, so that no command pays for formats that it does not meet.
 """
@@ -15,13 +18,23 @@ first file could be its own, so that no command pays for formats that it does no
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import Protocol
 
 from ckpttool.errors import NotFoundError, UnreadableError, UnsupportedError, UsageError
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile
 
-__all__ = ["HEAD_BYTES", "Format", "format_for_output", "get_format", "open_checkpoint"]
+__all__ = [
+    "HEAD_BYTES",
+    "Format",
+    "format_for_output",
+    "format_of_directory",
+    "get_format",
+    "open_checkpoint",
+    "writes_directory",
+    "writes_model_directory",
+]
 
 HEAD_BYTES = 4096
 
@@ -43,18 +56,40 @@ class Format(Protocol):
 
 
 _MODULES = {
-    "torch": "ckpttool.formats.torch_file",
+    "distributed": "ckpttool.formats.distributed",
+    "parts": "ckpttool.formats.parts",
     "safetensors": "ckpttool.formats.safetensors_file",
+    "torch": "ckpttool.formats.torch_file",
     "tensorflow": "ckpttool.formats.tensorflow_bundle",
     "npz": "ckpttool.formats.npz_file",
+    "huggingface": "ckpttool.formats.sharded",
 }
-"""Name to module, in the order in which they are asked."""
+"""Name to module, in the order in which they are asked. parts before the formats of the files that they are made of;
+safetensors before torch: where its header has 640 bytes, the file begins with 80 02, as a pickle does, but no pickle
+has eight bytes of a plausible length and a brace after them."""
 
 
 def get_format(name: str) -> Format:
     """The format of this name, imported now."""
     module: Format = importlib.import_module(_MODULES[name])
     return module
+
+
+def writes_directory(writer: Format) -> bool:
+    """Whether the output of a format is a directory."""
+    return bool(getattr(writer, "WRITES_DIRECTORY", False))
+
+
+def writes_model_directory(writer: Format) -> bool:
+    """Whether that directory is a model directory with a named checkpoint in it, and not the checkpoint itself."""
+    return bool(getattr(writer, "WRITES_MODEL_DIRECTORY", False))
+
+
+def format_of_directory(path: Path) -> str | None:
+    """Name of the format that takes a directory for one checkpoint; None if none does. Weights are not opened."""
+    if not path.is_dir():
+        return None
+    return next((name for name in _MODULES if get_format(name).recognise(path, b"")), None)
 
 
 def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoint:
@@ -90,6 +125,14 @@ def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoi
         candidate = get_format(name)
         if candidate.recognise(first, head):
             return candidate.read(path, section=section)
+    if path.is_dir():
+        inside = sorted(name for name in os.listdir(path) if not name.startswith("."))
+        raise UnsupportedError(
+            f"{path}: no checkpoint of a known layout ("
+            + (f"in it are {', '.join(inside[:8])}{', ...' if len(inside) > 8 else ''})" if inside else "it is empty)"),
+            path=path,
+            hint="Name the files with the weights themselves, if they are in there.",
+        )
     raise UnsupportedError(
         f"{path}: not a checkpoint of a known format (it starts with {head[:8]!r})",
         path=path,
@@ -117,8 +160,11 @@ def format_for_output(path: Path, newest: Checkpoint) -> Format:
         candidate = get_format(name)
         if suffix in candidate.SUFFIXES:
             return candidate
+    if writes_directory(own) and not suffix[1:].isalpha():
+        return own  # the point is in a directory's name: llama-3.1-averaged
     raise UsageError(
         f"{path}: no format is known for files that end in {suffix!r}",
-        hint="End the output's name in .safetensors, .pt, .pth, .ckpt, .bin or .npz.",
+        hint="End the output's name in .safetensors, .pt, .pth, .ckpt, .bin or .npz"
+        + ("; for a directory, name it without a suffix." if writes_directory(own) else "."),
         path=path,
     )

@@ -47,6 +47,8 @@ __all__ = ["NAME", "SUFFIXES", "Bundle", "lay_out", "read", "recognise", "verify
 NAME = "tensorflow"
 SUFFIXES: tuple[str, ...] = ()
 """None: the output is a directory."""
+WRITES_DIRECTORY = True
+WRITES_MODEL_DIRECTORY = True
 
 PROVENANCE = "_CKPTTOOL_PROVENANCE"
 """Key of a string that no object claims: TensorFlow reads it when asked, and else passes over it."""

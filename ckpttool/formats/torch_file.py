@@ -25,7 +25,7 @@ from ckpttool.formats.zip_archive import Archive, first_name, open_archive
 from ckpttool.sections import KeyPath, Located, dotted, locate
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile, TensorSpec
 
-__all__ = ["NAME", "PROVENANCE", "SUFFIXES", "TorchContainer", "lay_out", "read", "recognise"]
+__all__ = ["NAME", "PROVENANCE", "SUFFIXES", "TorchContainer", "lay_out", "read", "read_graph", "recognise"]
 
 NAME = "torch"
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
@@ -94,6 +94,23 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
         UnsupportedError: TorchScript, the format of torch 0.1, a pickle that torch did not write, or weights that
             cannot be averaged (quantized, sparse, nested, on the meta device).
     """
+    with read_graph(path) as (graph, storages, provenance):
+        return _checkpoint(path, section, graph, storages, provenance)
+
+
+@contextmanager
+def read_graph(path: Path) -> Iterator[tuple[Any, Storages, Mapping[str, Any] | None]]:
+    """The object that a torch file holds, inert; where its storages are; and what an earlier run wrote into it.
+
+    For what is no tree of tensors: a pickled module, which `read` has to refuse.
+
+    Args:
+        path: The file, which stays open inside the ``with``: looking a storage up is cheap there.
+
+    Raises:
+        UnreadableError: As `read`.
+        UnsupportedError: As `read`, but for weights.
+    """
     with _opened(path) as file:
         head = file.read(512)
     if is_legacy_tar(head):
@@ -103,8 +120,8 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
             hint="Load it with an old torch (weights_only=False) and save it again, if you trust the file.",
         )
     if head[:2] != b"PK":
-        graph, storages = read_legacy(path)
-        return _checkpoint(path, section, graph, storages, None)
+        yield (*read_legacy(path), None)
+        return
     archive = open_archive(path)
     with archive.opened():
         top = _top(archive)
@@ -123,7 +140,7 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
         storages = Storages(
             path, lambda ref: archive.extent(f"{top}/data/{ref.key}"), big_endian=_is_big_endian(archive, top)
         )
-        return _checkpoint(path, section, graph, storages, _provenance(archive, top))
+        yield graph, storages, _provenance(archive, top)
 
 
 def _opened(path: Path) -> Any:

@@ -30,6 +30,7 @@ __all__ = [
     "STORED",
     "Archive",
     "Entry",
+    "archive_inside",
     "first_name",
     "open_archive",
 ]
@@ -49,6 +50,9 @@ _METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 20: "Zstandard", 93: "Zstan
 _ENCRYPTED = 0x1
 NO_32 = 0xFFFFFFFF
 NO_16 = 0xFFFF
+
+_TAIL = 2048
+"""Bytes at the end of an archive that are read first: they hold the whole directory of one tensor."""
 
 _MAX_INFLATED = 1 << 28
 """Bytes that a compressed record may have when it is taken into memory."""
@@ -74,12 +78,14 @@ class Archive:
         path: The file.
         size: Its size in bytes.
         names: The records' names, in the file's order.
+        base: Where in the file the archive begins.
     """
 
     path: Path
     size: int
     names: dict[str, int]
     """With the place of each in the directory: an archive has thousands of records, and few are ever asked for."""
+    base: int = 0
     _directory: bytes = field(default=b"", repr=False)
     _file: BinaryIO | None = field(default=None, repr=False)
 
@@ -144,7 +150,7 @@ class Archive:
         if method == STORED and packed != nbytes:
             raise self._damaged(f"the record {name} has two sizes")
         # torch.save can be told to write no CRC, and then writes 0.
-        return Extent(self.path, start, nbytes, packed if method == _DEFLATED else None, crc or None)
+        return Extent(self.path, self.base + start, nbytes, packed if method == _DEFLATED else None, crc or None)
 
     def read(self, name: str, limit: int | None = None) -> bytes:
         """The bytes of a record, checked against its CRC where one is recorded.
@@ -157,7 +163,7 @@ class Archive:
             extent = self.extent(name)
             packed = extent.nbytes if extent.deflated is None else extent.deflated
             if extent.deflated is None:
-                data = self._read_at(extent.offset, packed if limit is None else min(packed, limit))
+                data = self._read_at(extent.offset - self.base, packed if limit is None else min(packed, limit))
             else:
                 if extent.nbytes > _MAX_INFLATED and limit is None:
                     raise UnsupportedError(
@@ -165,7 +171,8 @@ class Archive:
                     )
                 try:
                     data = zlib.decompressobj(-15).decompress(
-                        self._read_at(extent.offset, packed), min(extent.nbytes + 1, limit or extent.nbytes + 1)
+                        self._read_at(extent.offset - self.base, packed),
+                        min(extent.nbytes + 1, limit or extent.nbytes + 1),
                     )
                 except zlib.error as error:
                     raise self._damaged(f"the record {name} does not inflate ({error})") from error
@@ -181,8 +188,8 @@ class Archive:
             raise ValueError("the archive is not open")
         try:
             if _HAS_PREAD:
-                return os.pread(self._file.fileno(), nbytes, offset)
-            self._file.seek(offset)
+                return os.pread(self._file.fileno(), nbytes, self.base + offset)
+            self._file.seek(self.base + offset)
             return self._file.read(nbytes)
         except OSError as error:
             raise UnreadableError(f"{self.path}: cannot be read ({error.strerror})", path=self.path) from error
@@ -225,15 +232,37 @@ def open_archive(path: Path) -> Archive:
     with _open(path) as file:
         size = os.fstat(file.fileno()).st_size
         directory, count = _read_directory(Archive(path, size, {}, _file=file))
-    return Archive(path, size, _names(path, directory, count), directory)
+    return Archive(path, size, _names(path, directory, count), _directory=directory)
+
+
+def archive_inside(path: Path, file: BinaryIO, base: int, nbytes: int) -> Archive:
+    """Read the directory of an archive that is a part of a file.
+
+    Args:
+        path: The file.
+        file: The same, open; it has to stay so as long as the archive is asked for anything.
+        base: Where the archive begins.
+        nbytes: How long it is. The file is no shorter.
+
+    Raises:
+        UnreadableError: There is none.
+        UnsupportedError: It is one of several parts.
+    """
+    archive = Archive(path, nbytes, {}, base, _file=file)
+    directory, count = _read_directory(archive)
+    return Archive(path, nbytes, _names(path, directory, count), base, directory, file)
 
 
 def _read_directory(archive: Archive) -> tuple[bytes, int]:
     """The central directory, and how many records it has."""
     path, size = archive.path, archive.size
-    tail_length = min(size, END.size + NO_16 + LOCATOR64.size + END64.size)
-    tail = archive._read_at(size - tail_length, tail_length)  # noqa: SLF001
-    found = tail.rfind(b"PK\x05\x06")
+    found, tail_length, tail = -1, 0, b""
+    # The end of the directory is at the end of the file, unless a comment follows: no one writes such.
+    for longest in (_TAIL, END.size + NO_16 + LOCATOR64.size + END64.size):
+        if found < LOCATOR64.size:  # not there, or what stands before it is not
+            tail_length = min(size, longest)
+            tail = archive._read_at(size - tail_length, tail_length)  # noqa: SLF001
+            found = tail.rfind(b"PK\x05\x06")
     if found < 0 or found + END.size > len(tail):
         raise _damaged(path, "the zip archive has no directory at its end")
     _, disk, _, _, count, length, offset, _ = END.unpack_from(tail, found)
@@ -249,7 +278,8 @@ def _read_directory(archive: Archive) -> tuple[bytes, int]:
         raise UnsupportedError(f"{path}: one part of a zip archive of several", path=path)
     if offset + length != size - tail_length + ends:
         raise _damaged(path, "the directory of the zip archive is not where it should be")
-    return archive._read_at(offset, length), count  # noqa: SLF001
+    start = offset - (size - tail_length)
+    return tail[start : start + length] if start >= 0 else archive._read_at(offset, length), count  # noqa: SLF001
 
 
 def _names(path: Path, directory: bytes, count: int) -> dict[str, int]:

@@ -1,0 +1,169 @@
+"""Reading tensors that lie in pieces: any range of their elements, with no more memory than the range takes."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckpttool import numerics
+from ckpttool.chunks import intersection
+from ckpttool.errors import UnsupportedError
+from ckpttool.storage_io import Sources, View, blocks
+from ckpttool.tensors import Region, TensorSpec, c_strides
+
+__all__ = ["PiecedView", "open_view", "read_values"]
+
+Bytes: TypeAlias = NDArray[np.uint8]
+
+_MAX_NUMPY_RANK = 32
+"""Of numpy 1; numpy 2 allows 64."""
+
+
+class _Part(NamedTuple):
+    """A piece in an open file: which region of the tensor it is, and the steps between its elements in the storage."""
+
+    region: Region
+    view: View
+    first: int
+    strides: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class PiecedView:
+    """A tensor in pieces, its dimensions in the order in which the output stores them. It reads like a `View`.
+
+    Attributes:
+        itemsize: Bytes of an element.
+        component: Name of the real dtype that an element is made of.
+        swap: Whether its bytes stand in the other order.
+        shape: Sizes in storage order of the output, slowest first.
+    """
+
+    itemsize: int
+    component: str
+    swap: bool
+    shape: tuple[int, ...]
+    _parts: list[_Part]
+    _starts: list[int]
+    """Where the parts begin in the first dimension, ascending."""
+    _longest: int
+    """The most that a part takes of the first dimension."""
+
+    @classmethod
+    def of(cls, spec: TensorSpec, strides: Sequence[int] | None, sources: Sources, tensor: str) -> PiecedView:
+        """Open a tensor that has pieces, to be read in the order of the output's dense `strides` (None: C order).
+
+        Raises:
+            UnreadableError: A piece does not lie inside its file.
+            UnsupportedError: It has more dimensions than numpy knows.
+        """
+        order = c_strides(spec.shape) if strides is None else strides
+        axes = [axis for axis in range(len(spec.shape)) if spec.shape[axis] != 1]
+        axes.sort(key=lambda axis: -order[axis])
+        if len(axes) > _MAX_NUMPY_RANK:
+            raise UnsupportedError(
+                f"{spec.storage.path}: {tensor}: in pieces of {len(axes)} dimensions",
+                path=spec.storage.path,
+                tensor=tensor,
+                hint="Save it unsharded, for instance as a safetensors file.",
+            )
+
+        def reordered(numbers: Sequence[int]) -> tuple[int, ...]:
+            return tuple([numbers[axis] for axis in axes])
+
+        parts = []
+        for offsets, piece in spec.pieces:
+            steps = c_strides(piece.shape) if piece.strides is None else piece.strides
+            view = View.of(piece, None, sources, tensor)
+            # A view of a gapless run counts from its own first element; any other from that of its storage.
+            parts.append(_Part(Region(reordered(offsets), reordered(piece.shape)), view, view.first, reordered(steps)))
+        parts.sort(key=lambda part: part.region.offsets)
+        return cls(
+            spec.dtype.itemsize,
+            numerics.component(spec.dtype),
+            spec.big_endian,
+            reordered(spec.shape),
+            parts,
+            [part.region.offsets[0] for part in parts],
+            max(part.region.sizes[0] for part in parts),
+        )
+
+    def read_into(self, out: Bytes, start: int, stop: int, tensor: str, scratch: numerics.Scratch) -> None:
+        """Read elements [start, stop), counted in the output's order, into `out`; bytes as they are in the files."""
+        elements = out.view(f"V{self.itemsize}")
+        done = 0
+        for first, sizes, _ in blocks(0, self.shape, c_strides(self.shape), start, stop):
+            rank = len(self.shape) - len(sizes)
+            count = math.prod(sizes)
+            block = Region(_position(first, self.shape), (1,) * rank + sizes)
+            self._read_block(elements[done : done + count].reshape(block.sizes), block, tensor, scratch)
+            done += count
+
+    def _read_block(self, out: NDArray[Any], block: Region, tensor: str, scratch: numerics.Scratch) -> None:
+        """Read a rectangular block from all the pieces that have a part of it."""
+        low, high = block.offsets[0], block.offsets[0] + block.sizes[0]
+        near = slice(bisect_right(self._starts, low - self._longest), bisect_left(self._starts, high))
+        for part in self._parts[near]:
+            common = intersection(block, part.region)
+            if common is None:
+                continue
+            inside = [a - b for a, b in zip(common.offsets, part.region.offsets, strict=True)]
+            there = [a - b for a, b in zip(common.offsets, block.offsets, strict=True)]
+            target = out[tuple(slice(a, a + size) for a, size in zip(there, common.sizes, strict=True))]
+            first = part.first + sum(a * step for a, step in zip(inside, part.strides, strict=True))
+            if target.flags.c_contiguous and _is_run(common.sizes, part.strides):
+                into = target.reshape(-1).view(np.uint8)
+                part.view.source.read_into(into.data, part.view.base + first * self.itemsize, tensor)
+            else:
+                part.view.read_block(target, first, part.strides, tensor, scratch)
+
+
+def _position(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The coordinates of an element by its number in C order."""
+    position = []
+    for step, size in zip(c_strides(shape), shape, strict=True):
+        position.append(index // step % size)
+    return tuple(position)
+
+
+def _is_run(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether a block's elements follow each other in the storage in C order."""
+    return all(size == 1 or step == wanted for size, step, wanted in zip(sizes, strides, c_strides(sizes), strict=True))
+
+
+def open_view(spec: TensorSpec, strides: Sequence[int] | None, sources: Sources, tensor: str) -> View | PiecedView:
+    """Open a tensor, in pieces or not, to be read in the order of the output's dense `strides` (None: C order).
+
+    Raises:
+        UnreadableError: It does not lie inside its file.
+    """
+    return (PiecedView if spec.pieces else View).of(spec, strides, sources, tensor)
+
+
+def read_values(spec: TensorSpec, *, name: str = "the tensor") -> NDArray[Any]:
+    """A tensor's values as a numpy array of its shape and dtype, in C order and native byte order. For small tensors.
+
+    Raises:
+        UnreadableError: The file cannot be read, or the tensor does not lie inside it.
+        UnsupportedError: It has more dimensions than numpy knows.
+    """
+    if len(spec.shape) > _MAX_NUMPY_RANK:
+        raise UnsupportedError(
+            f"{spec.storage.path}: {name}: {len(spec.shape)} dimensions are more than can be shown",
+            path=spec.storage.path,
+            tensor=name,
+        )
+    with contextlib.closing(Sources()) as sources:
+        view = open_view(spec, None, sources, name)
+        raw = np.empty(spec.nbytes, np.uint8)
+        view.read_into(raw, 0, spec.numel, name, numerics.Scratch())
+        if view.swap:
+            numerics.swap_bytes(raw, view.component)
+    return raw.view(numerics.numpy_dtype(spec.dtype.name)).reshape(spec.shape)
