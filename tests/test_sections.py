@@ -237,6 +237,12 @@ def test_tensors_that_are_not_averaged_are_said():
     assert "rng" not in note
 
 
+def test_single_numbers_beside_the_weights_are_not_worth_a_word():
+    """fairseq's meters: extra_state.metrics holds dozens of them."""
+    meters = [("default", "loss", {"val": tensor(), "sum": tensor(1)})]
+    assert locate({"model": weights(), "extra_state": {"metrics": meters}}).notes == ()
+
+
 # --- training state --------------------------------------------------------------------------------------------
 
 
