@@ -40,7 +40,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self._package = package
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name.split(".")[0] != self._package:
+        if name.split(".", maxsplit=1)[0] != self._package:
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 

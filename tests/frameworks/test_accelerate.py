@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 pytest.importorskip("accelerate")
 from accelerate import Accelerator, load_checkpoint_in_model

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 try:
-    import fairseq.checkpoint_utils as checkpoint_utils
+    from fairseq import checkpoint_utils
 except (ImportError, ValueError):  # a mutable default of a dataclass, which Python 3.11 refuses
     pytest.skip("fairseq is not installed, or not for this Python", allow_module_level=True)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +12,8 @@ import yaml
 pytest.importorskip("joeynmt.training")
 from joeynmt.config import load_config, parse_global_args
 from joeynmt.helpers import load_checkpoint
-from joeynmt.prediction import prepare, test as joeynmt_test
+from joeynmt.prediction import prepare
+from joeynmt.prediction import test as joeynmt_test
 from joeynmt.training import train
 
 WORDS = [f"w{number}" for number in range(20)]

@@ -16,7 +16,9 @@ class Module(L.LightningModule):
     def __init__(self, width: int = 4, options: argparse.Namespace | None = None) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.net = torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.BatchNorm1d(width), torch.nn.Linear(width, 1))
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(3, width), torch.nn.BatchNorm1d(width), torch.nn.Linear(width, 1)
+        )
 
     def training_step(self, batch, index):
         return torch.nn.functional.mse_loss(self.net(batch[0]), batch[1])
@@ -33,7 +35,9 @@ class Module(L.LightningModule):
 def loader():
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(32, 3, generator=generator)
-    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, inputs.sum(1, keepdim=True)), batch_size=8)
+    return torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(inputs, inputs.sum(1, keepdim=True)), batch_size=8
+    )
 
 
 def trainer(directory, *callbacks, **options):

@@ -63,7 +63,9 @@ def runner(directory, *, epochs, ema=False, **options):
         train_cfg={"by_epoch": True, "max_epochs": epochs},
         optim_wrapper={"optimizer": {"type": "AdamW", "lr": 0.02}},
         param_scheduler={"type": "StepLR", "step_size": 2},
-        default_hooks={"checkpoint": {"type": "CheckpointHook", "interval": 1, "save_best": "score", "rule": "greater"}},
+        default_hooks={
+            "checkpoint": {"type": "CheckpointHook", "interval": 1, "save_best": "score", "rule": "greater"}
+        },
         custom_hooks=[{"type": "EMAHook", "momentum": 0.4}] if ema else None,
         log_level="ERROR",
         experiment_name=f"{directory.name}-{epochs}-{ema}-{len(options)}-{id(options)}",
