@@ -11,13 +11,16 @@ ARGS ?=
 DIGITS := examples/digits
 USER_ENV := .venv
 DEV_ENV := .venv-dev
+FRAMEWORKS_ENV := .venv-frameworks
+NUMPY1_ENV := .venv-numpy1
+TENSORFLOW_ENV := .venv-tensorflow
 SMOKE := build/smoke
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint wheel-smoke bench figures clean
+.PHONY: help demo test test-frameworks test-numpy1 test-tensorflow lint wheel-smoke bench figures clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(USER_ENV)/made  ## Average the last 5 checkpoints of a real small run, and see what it brought
 	@mkdir -p build
@@ -26,6 +29,15 @@ demo: $(USER_ENV)/made  ## Average the last 5 checkpoints of a real small run, a
 
 test: $(DEV_ENV)/made  ## Run the whole test suite
 	$(DEV_ENV)/bin/python -m pytest $(ARGS)
+
+test-frameworks: $(FRAMEWORKS_ENV)/made  ## Let training frameworks load the results (downloads them, takes minutes)
+	$(FRAMEWORKS_ENV)/bin/python -m pytest tests/frameworks $(ARGS)
+
+test-numpy1: $(NUMPY1_ENV)/made  ## The same for fairseq, OpenNMT-py and Sockeye (PYTHON=python3.10)
+	$(NUMPY1_ENV)/bin/python -m pytest tests/frameworks $(ARGS)
+
+test-tensorflow: $(TENSORFLOW_ENV)/made  ## The same for TensorFlow and OpenNMT-tf (PYTHON=python3.11 or older)
+	$(TENSORFLOW_ENV)/bin/python -m pytest tests/test_tensorflow_frameworks.py $(ARGS)
 
 lint: $(DEV_ENV)/made  ## Check style, format and types
 	$(DEV_ENV)/bin/ruff check .
@@ -49,7 +61,7 @@ figures: $(DEV_ENV)/made  ## Make the pictures of the documentation again
 	set -e; for script in $(wildcard docs/make_*.py); do $(DEV_ENV)/bin/python $$script; done
 
 clean:  ## Remove everything that make has made
-	rm -rf $(USER_ENV) $(DEV_ENV) build dist
+	rm -rf $(USER_ENV) $(DEV_ENV) $(FRAMEWORKS_ENV) $(NUMPY1_ENV) $(TENSORFLOW_ENV) build dist
 
 # An environment is made anew when pyproject.toml has changed. Its last step leaves the stamp, so half an environment
 # never counts. The package is installed as a link to the sources: a change in them needs no new environment.
@@ -66,4 +78,32 @@ $(DEV_ENV)/made: pyproject.toml
 	$(DEV_ENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(DEV_ENV)/bin/python -m pip install --quiet $(TORCH)
 	$(DEV_ENV)/bin/python -m pip install --quiet --editable '.[plot,tensorflow]' --group dev
+	touch $@
+
+# timm, SpeechBrain and Sockeye come without their dependencies, of which the tests need nothing: they would bring a
+# torchvision or torchaudio for another PyTorch, or ask for an older PyTorch.
+$(FRAMEWORKS_ENV)/made: pyproject.toml
+	$(PYTHON) -m venv --clear $(FRAMEWORKS_ENV)
+	$(FRAMEWORKS_ENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(FRAMEWORKS_ENV)/bin/python -m pip install --quiet $(TORCH)
+	$(FRAMEWORKS_ENV)/bin/python -m pip install --quiet --editable . --group frameworks
+	$(FRAMEWORKS_ENV)/bin/python -m pip install --quiet --no-deps timm speechbrain
+	touch $@
+
+# The omegaconf that fairseq asks for has metadata that pip 24.1 and later refuse.
+$(NUMPY1_ENV)/made: pyproject.toml
+	$(PYTHON) -m venv --clear $(NUMPY1_ENV)
+	$(NUMPY1_ENV)/bin/python -m pip install --quiet 'pip<24.1'
+	$(NUMPY1_ENV)/bin/python -m pip install --quiet $(TORCH)
+	$(NUMPY1_ENV)/bin/python -m pip install --quiet --editable . 'numpy<2' pytest hypothesis \
+		OpenNMT-py==3.0.4 "fairseq==0.12.2; python_version < '3.11'"
+	$(NUMPY1_ENV)/bin/python -m pip install --quiet --no-deps sockeye==3.1.34
+	touch $@
+
+# TensorFlow 2.13 wants an older NumPy than ckpttool asks for. What the test needs of it works with that one.
+$(TENSORFLOW_ENV)/made: pyproject.toml
+	$(PYTHON) -m venv --clear $(TENSORFLOW_ENV)
+	$(TENSORFLOW_ENV)/bin/python -m pip install --quiet tensorflow-cpu==2.13.1 tensorflow-addons==0.21.0 \
+		OpenNMT-tf==2.32.0 pytest hypothesis click rich ml-dtypes safetensors PyYAML plotille google-crc32c
+	$(TENSORFLOW_ENV)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@

@@ -158,6 +158,13 @@ _HF_NEVER = (
     "scaler.pt",
     "rng_state*",
     "random_states_*",
+    # accelerate's save_state
+    "scheduler.bin",
+    "scheduler_*.bin",
+    "sampler.bin",
+    "sampler_*.bin",
+    "dl_state_dict*.bin",
+    "custom_checkpoint_*.pkl",
     "trainer_state.json",
     "training_args.bin",
     "global_step*",

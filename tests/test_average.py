@@ -108,6 +108,17 @@ def test_the_provenance_in_a_torch_file_is_a_record_that_torch_ignores(run: Run,
     assert torch.load(directory / "avg" / "model_300.pt", mmap=True, weights_only=True)["step"] == 300
 
 
+def test_a_framework_whose_names_have_no_suffix_gets_its_own_names(run: Run, tmp_path: Path) -> None:
+    """Sockeye's params.00002, ESPnet's snapshot.ep.2: the average may be called params.best."""
+    for number in (1, 2):
+        torch.save(simple(float(number)), tmp_path / f"params.{number:05d}")
+    assert run("average", tmp_path, "-o", tmp_path / "params.best").exit_code == 0
+    assert torch.equal(load(tmp_path / "params.best")["a.weight"], torch.full((3, 2), 1.5))
+    torch.save(simple(3.0), tmp_path / "params.pt")
+    listed = [tmp_path / "params.00001", tmp_path / "params.pt"]
+    assert run("average", *listed, "-o", tmp_path / "x.best").exit_code == 2
+
+
 def test_any_mixture_of_formats_makes_one_average(run: Run, directory: Path, tmp_path: Path) -> None:
     safetensors.torch.save_file(simple(2.0), tmp_path / "b.safetensors")
     torch.save(simple(6.0), tmp_path / "c.bin", _use_new_zipfile_serialization=False)

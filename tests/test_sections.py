@@ -237,6 +237,12 @@ def test_tensors_that_are_not_averaged_are_said():
     assert "rng" not in note
 
 
+def test_single_numbers_beside_the_weights_are_not_worth_a_word():
+    """fairseq's meters: extra_state.metrics holds dozens of them."""
+    meters = [("default", "loss", {"val": tensor(), "sum": tensor(1)})]
+    assert locate({"model": weights(), "extra_state": {"metrics": meters}}).notes == ()
+
+
 # --- training state --------------------------------------------------------------------------------------------
 
 
@@ -314,7 +320,7 @@ def test_training_state_is_told_from_configuration(tree, state):
         ({"meta": {"iter": 7, "epoch": 1}}, 7),
         ({"batch_idx_train": 7}, 7),
         ({"train_steps": 7}, 7),
-        ({"optim": {"training_step": 7}}, 7),
+        ({"optim": {"training_step": 8}}, 7),  # the update that comes next
         ({"updates": 7}, 7),
         ({"epoch": 7}, None),
         ({"step": -1}, None),

@@ -145,6 +145,22 @@ def test_training_state_is_named_and_kept_where_it_is_asked_for(run):
     assert {*STATE, "trainer_state.json"} < set(os.listdir(run / "kept"))
 
 
+def test_the_state_of_accelerate_is_training_state(tmp_path):
+    """Its load_state wants every file that save_state wrote, scheduler.bin among them."""
+    state = {"optimizer.bin", "scheduler.bin", "scheduler_1.bin", "sampler.bin", "dl_state_dict.bin"}
+    state |= {"random_states_0.pkl", "custom_checkpoint_0.pkl"}
+    for number in (9, 10):
+        directory = tmp_path / f"checkpoint_{number}"
+        directory.mkdir()
+        save_file({"w": torch.full((2,), float(number))}, directory / "model.safetensors")
+        for name in state:
+            (directory / name).write_bytes(b"state")
+    average(tmp_path, f"{tmp_path}/avg/", last=2)
+    assert os.listdir(tmp_path / "avg" / "checkpoint_10") == ["model.safetensors"]
+    average(tmp_path, f"{tmp_path}/kept/", last=2, keep_state=True)
+    assert set(os.listdir(tmp_path / "kept" / "checkpoint_10")) == {"model.safetensors"} | state
+
+
 def test_every_shard_says_what_it_was_made_of_and_the_output_is_an_earlier_average(run):
     average(run, f"{run}/avg/", last=3)
     for shard in (run / "avg" / "checkpoint-30").glob("*.safetensors"):

@@ -147,7 +147,7 @@ def _first_of(prefix: Path) -> Path:
 
 
 def format_for_output(path: Path, newest: Checkpoint) -> Format:
-    """The format that an output path asks for by its suffix; the newest member's own where it has none.
+    """The format that an output path asks for by its suffix; the newest member's own where that says nothing.
 
     Raises:
         UsageError: Nothing can write such a file.
@@ -162,6 +162,8 @@ def format_for_output(path: Path, newest: Checkpoint) -> Format:
             return candidate
     if writes_directory(own) and not suffix[1:].isalpha():
         return own  # the point is in a directory's name: llama-3.1-averaged
+    if not writes_directory(own) and newest.path.suffix.lower() not in own.SUFFIXES:
+        return own  # a framework whose names end otherwise: params.00012 makes params.best
     raise UsageError(
         f"{path}: no format is known for files that end in {suffix!r}",
         hint="End the output's name in .safetensors, .pt, .pth, .ckpt, .bin or .npz"

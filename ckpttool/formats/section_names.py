@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,7 @@ __all__ = [
     "SCHEDULER_ENTRIES",
     "SCHEDULER_KEYS",
     "STATE_ROWS",
+    "STEP_OFFSETS",
     "STEP_PATHS",
     "WEIGHT_SECTIONS",
     "WRAPPERS",
@@ -93,12 +95,15 @@ STEP_PATHS: tuple[KeyPath, ...] = (
     ("trainer", "iteration"),  # detectron2
     ("meta", "iter"),  # mmengine
     ("batch_idx_train",),  # icefall
-    ("optim", "training_step"),  # OpenNMT-py
+    ("optim", "training_step"),  # OpenNMT-py; see STEP_OFFSETS
     ("state", "timestamp", "Timestamp", "batch"),  # Composer
     ("state", "timestamp", "batch"),
     ("updates",),
 )
 """Where the number of updates stands, best first. Exact paths, so that an optimizer's own counters are not taken."""
+
+STEP_OFFSETS: Mapping[KeyPath, int] = {("optim", "training_step"): -1}
+"""What to add where a framework counts otherwise: OpenNMT-py keeps the number of the update that comes next."""
 
 
 @dataclass(frozen=True, slots=True)

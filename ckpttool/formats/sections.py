@@ -20,6 +20,7 @@ from ckpttool.formats.section_names import (
     SCHEDULER_ENTRIES,
     SCHEDULER_KEYS,
     STATE_ROWS,
+    STEP_OFFSETS,
     STEP_PATHS,
     WEIGHT_SECTIONS,
     WRAPPERS,
@@ -189,8 +190,10 @@ def _find_step(tree: Mapping[Any, Any], roots: tuple[KeyPath, ...]) -> int | Non
     for root in roots:
         for path in STEP_PATHS:
             value = _at(tree, (*root, *path))
-            if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-                return value
+            if isinstance(value, int) and not isinstance(value, bool):
+                step = value + STEP_OFFSETS.get(path, 0)
+                if step >= 0:
+                    return step
     return None
 
 
@@ -471,11 +474,11 @@ def _leftovers(
     apart: set[int],
     sections: tuple[KeyPath, ...],
 ) -> tuple[str, ...]:
-    """What else could be averaged in this file, and is not."""
+    """What else could be averaged in this file, and is not. One number alone (a meter, a metric) is no weight."""
     known = {place for names in (weights, *copies.values()) for place in names.values()}
     counts: dict[str | int, int] = {}
     for path, node in _walk(tree, seen=set(apart)):
-        if isinstance(node, TensorSpec) and node.dtype.is_averaged and path not in known:
+        if isinstance(node, TensorSpec) and node.numel > 1 and node.dtype.is_averaged and path not in known:
             counts[path[0]] = counts.get(path[0], 0) + 1
     if not counts or not sections[0]:
         return ()

@@ -26,40 +26,40 @@ def train(directory, ema, model, update, *, alone=False, name="ema"):
 
 @pytest.mark.parametrize("with_model", [True, False])
 def test_ema_pytorch_beside_the_model(average, tmp_path, mean, same, with_model):
-    EMA = pytest.importorskip("ema_pytorch").EMA
+    ema_class = pytest.importorskip("ema_pytorch").EMA
     model = build()
-    ema = EMA(model, beta=0.9, update_after_step=0, update_every=1, include_online_model=with_model)
+    ema = ema_class(model, beta=0.9, update_after_step=0, update_every=1, include_online_model=with_model)
     train(tmp_path / "run", ema, model, ema.update)
     said = average(tmp_path / "run", "--last", 3)
     assert said.steps == [4, 6, 8]
     states = [torch.load(tmp_path / "run" / name) for name in said.names]
     ours = torch.load(said.output)
     same(ours["model"], mean([state["model"] for state in states]))
-    fresh = EMA(build(), beta=0.9, include_online_model=with_model)
+    fresh = ema_class(build(), beta=0.9, include_online_model=with_model)
     fresh.load_state_dict(ours["ema"])
     same(fresh.state_dict(), mean([state["ema"] for state in states]))
     assert fresh.step.item() == 8
 
 
 def test_ema_pytorch_alone(average, tmp_path, mean, same):
-    EMA = pytest.importorskip("ema_pytorch").EMA
+    ema_class = pytest.importorskip("ema_pytorch").EMA
     model = build()
-    ema = EMA(model, beta=0.9, update_after_step=0, update_every=1)
+    ema = ema_class(model, beta=0.9, update_after_step=0, update_every=1)
     train(tmp_path / "run", ema, model, ema.update, alone=True)
     said = average(tmp_path / "run", "--last", 3)
-    fresh = EMA(build(), beta=0.9)
+    fresh = ema_class(build(), beta=0.9)
     fresh.load_state_dict(torch.load(said.output))
     same(fresh.state_dict(), mean([torch.load(tmp_path / "run" / name) for name in said.names]))
 
 
 def test_the_nameless_list_of_torch_ema(average, tmp_path, mean, same):
-    ExponentialMovingAverage = pytest.importorskip("torch_ema").ExponentialMovingAverage
+    ema_class = pytest.importorskip("torch_ema").ExponentialMovingAverage
     model = build()
-    ema = ExponentialMovingAverage(model.parameters(), decay=0.7)
+    ema = ema_class(model.parameters(), decay=0.7)
     train(tmp_path / "run", ema, model, ema.update)
     said = average(tmp_path / "run", "--last", 3)
     states = [torch.load(tmp_path / "run" / name)["ema"] for name in said.names]
-    fresh = ExponentialMovingAverage(build().parameters(), decay=0.5)
+    fresh = ema_class(build().parameters(), decay=0.5)
     fresh.load_state_dict(torch.load(said.output)["ema"])
     wanted = mean([dict(enumerate(state["shadow_params"])) for state in states])
     same(dict(enumerate(fresh.state_dict()["shadow_params"])), wanted)

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 pytest.importorskip("lightning")
-import lightning as L
+import lightning
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 
-class Module(L.LightningModule):
+class Module(lightning.LightningModule):
     def __init__(self, width: int = 4, options: argparse.Namespace | None = None) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -41,7 +41,7 @@ def loader():
 
 
 def trainer(directory, *callbacks, **options):
-    return L.Trainer(
+    return lightning.Trainer(
         default_root_dir=directory,
         callbacks=list(callbacks),
         accelerator="cpu",

@@ -1,8 +1,4 @@
-"""transformers, PEFT, accelerate, diffusers and SpeechBrain load what ckpttool makes of what they have saved.
-
-python -m pip install transformers accelerate peft diffusers speechbrain
-python -m pytest tests/test_directories_frameworks.py
-"""
+"""transformers, PEFT, accelerate, diffusers and SpeechBrain load what ckpttool makes of what they have saved."""
 
 from __future__ import annotations
 
@@ -12,13 +8,14 @@ import os
 
 import pytest
 import torch
+from absent import stand_in
 
 from ckpttool.api import average
 from ckpttool.engine.run import execute
 from ckpttool.plan import make_plan
 from ckpttool.selection.discovery import discover
 
-pytestmark = [pytest.mark.frameworks, pytest.mark.filterwarnings("ignore")]
+stand_in("torchaudio")
 
 
 def needs(*names):
