@@ -182,7 +182,8 @@ def test_plans_that_do_not_belong_together_are_refused(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["0.safetensors", "1.safetensors"]
 
 
-def test_progress_adds_up_to_the_bytes_of_the_plan(tmp_path):
+def test_progress_adds_up_to_the_bytes_of_the_plan(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "_REPORT_BYTES", 1)
     seen = []
     plan = build_plan(members(tmp_path), tmp_path / "out.safetensors")
     result = execute(plan, on_progress=seen.append, chunk_elements=1000)
@@ -530,7 +531,8 @@ def test_a_file_that_is_shorter_than_its_plan_is_refused_by_name(two, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["0.safetensors", "1.safetensors"]
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_refused(two, tmp_path):
+def test_a_file_that_shrinks_while_it_is_read_is_refused(two, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "_REPORT_BYTES", 1)
     plan = build_plan(two, tmp_path / "out.safetensors")
     with pytest.raises(UnreadableError, match="became shorter") as caught:
         execute(plan, jobs=1, chunk_elements=100, on_progress=lambda _: os.truncate(two[1], 4_000))

@@ -52,6 +52,8 @@ CHUNK_ELEMENTS = 1 << 18
 """Elements that are summed at a time: large enough that Python's part does not show, small enough for the cache."""
 
 _MOST_JOBS = 4
+_REPORT_BYTES = 1 << 26
+"""A thread reports after so many bytes: each report wakes the main thread, which takes a core from the work."""
 _PROCESS_BYTES = 44_000_000
 """Measured: the interpreter with click, numpy and ml_dtypes imported."""
 
@@ -235,7 +237,7 @@ class _Run:
                 number, outcome = results.get()
                 if number < 0:
                     running -= 1
-                elif isinstance(outcome, BaseException):
+                if isinstance(outcome, BaseException):
                     failures.append((number, outcome))
                     stop.set()
                 elif outcome:
@@ -258,7 +260,7 @@ class _Run:
     ) -> None:
         """One thread: tasks until there are none, or until one has failed."""
         scratch = numerics.Scratch()
-        number = 0
+        number = unreported = 0
         try:
             while not stop.is_set():
                 with self._lock:
@@ -266,12 +268,14 @@ class _Run:
                 if task is None:
                     break
                 with np.errstate(all="ignore"):  # what is not finite in the end is found by looking
-                    done = self._do(task, scratch)
-                results.put((number, done))
+                    unreported += self._do(task, scratch)
+                if unreported >= _REPORT_BYTES:
+                    results.put((number, unreported))
+                    unreported = 0
         except BaseException as error:  # noqa: BLE001  # raised again where the run was started
             results.put((number, error))
         finally:
-            results.put((-1, 0))
+            results.put((-1, unreported))
 
     def _do(self, task: Task, scratch: numerics.Scratch) -> int:
         if isinstance(task, Chunk):
