@@ -39,7 +39,7 @@ class Matched:
     alone: frozenset[TensorId] = frozenset()
 
 
-def wrapper_prefix(names: Collection[str]) -> str:
+def wrapper_prefix(names: Collection[str], wrappers: Sequence[str] = WRAPPERS) -> str:
     """The longest chain of wrapper prefixes that stands before every one of the names.
 
     >>> wrapper_prefix(["module._orig_mod.a", "module._orig_mod.b"])
@@ -47,7 +47,7 @@ def wrapper_prefix(names: Collection[str]) -> str:
     """
     prefix = ""
     while names:
-        following = next((w for w in WRAPPERS if all(name.startswith(prefix + w) for name in names)), None)
+        following = next((w for w in wrappers if all(name.startswith(prefix + w) for name in names)), None)
         if following is None:
             break
         prefix += following

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ckpttool.errors import MismatchError
-from ckpttool.matching import WRAPPERS, first_names
+from ckpttool.matching import WRAPPERS, first_names, wrapper_prefix
 from ckpttool.tensors import TensorSpec
 
 __all__ = [
@@ -63,18 +63,6 @@ def strip_wrappers(name: str, wrappers: Collection[str] = AVERAGE_WRAPPERS) -> s
         name = name[len(following) :]
 
 
-def _common_prefix(names: Iterable[str]) -> str:
-    """The wrapper prefixes that stand before every name."""
-    names = list(names)
-    prefix = ""
-    while names:
-        following = next((w for w in AVERAGE_WRAPPERS if all(name.startswith(prefix + w) for name in names)), None)
-        if following is None:
-            break
-        prefix += following
-    return prefix
-
-
 def fit(average: Mapping[str, TensorSpec], weights: Mapping[str, TensorSpec]) -> NameMap | None:
     """Put the names of an average beside the weights'.
 
@@ -92,7 +80,7 @@ def fit(average: Mapping[str, TensorSpec], weights: Mapping[str, TensorSpec]) ->
     names = [name for name in average if name not in BOOKKEEPING]
     if not names:
         return None
-    own, theirs = _common_prefix(names), _common_prefix(weights)
+    own, theirs = wrapper_prefix(names, AVERAGE_WRAPPERS), wrapper_prefix(weights, AVERAGE_WRAPPERS)
     bare_weights = {name[len(theirs) :]: name for name in weights}
     bare = {name: name[len(own) :] for name in names}
     ways: list[tuple[str, Callable[[str], str | None]]] = [
