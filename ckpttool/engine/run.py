@@ -36,11 +36,11 @@ from ckpttool.engine.tasks import (
     SumRecipe,
     Task,
     TensorTask,
-    label_of,
     not_tied,
 )
 from ckpttool.errors import CkpttoolError, MismatchError, NonFiniteError, UsageError
 from ckpttool.formats import get_format
+from ckpttool.matching import spoken
 from ckpttool.plan import Plan
 from ckpttool.tensors import TensorId, TensorSpec
 
@@ -561,9 +561,9 @@ def _verifier(plan: Plan) -> Callable[[Path], None]:
                     spec is None or (spec.dtype, spec.shape, spec.strides) != (output.dtype, shape, output.strides)
                 ):
                     raise CkpttoolError(
-                        f"{plan.output}: {label_of(slot.tensor)} does not read back as planned; nothing was kept",
+                        f"{plan.output}: {spoken(slot.tensor)} does not read back as planned; nothing was kept",
                         path=plan.output,
-                        tensor=label_of(slot.tensor),
+                        tensor=spoken(slot.tensor),
                         hint="This is a defect of ckpttool. Please report it with the plan (--dry-run --json).",
                     )
 

@@ -17,6 +17,7 @@ from ckpttool.engine import numerics
 from ckpttool.engine.piece_io import PiecedView, open_view
 from ckpttool.engine.storage_io import Source, Sources, View
 from ckpttool.errors import CkpttoolError, MismatchError, UsageError
+from ckpttool.matching import spoken
 from ckpttool.plan import Action, Plan, PlannedTensor
 from ckpttool.tensors import DTYPES, Region, TensorId, TensorSpec
 
@@ -29,7 +30,6 @@ __all__ = [
     "SumRecipe",
     "Task",
     "TensorTask",
-    "label_of",
     "not_tied",
 ]
 
@@ -37,12 +37,6 @@ _SMALLEST_CHUNK = 1 << 14
 _MOST_KEPT = 8
 """So many members' chunks are held at once; of more members, smaller ones."""
 _COPY_BYTES = 1 << 20
-
-
-def label_of(tensor_id: TensorId) -> str:
-    """A tensor as messages name it."""
-    section, name = tensor_id
-    return f"{section}.{name}" if section else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +207,7 @@ class Preparation:
         for index, plan in enumerate(self._plans):
             missing = next((key for key in places[index] if key not in by_id[index]), None)
             if missing is not None:
-                raise CkpttoolError(
-                    f"{plan.output}: nothing was planned for {label_of(missing)}", tensor=label_of(missing)
-                )
+                raise CkpttoolError(f"{plan.output}: nothing was planned for {spoken(missing)}", tensor=spoken(missing))
             if index and by_id[index].keys() != by_id[0].keys():
                 raise UsageError("the plans are not about the same tensors, and cannot be executed together")
         prepared = []
@@ -231,7 +223,7 @@ class Preparation:
     def _tensor(
         self, tensor_id: TensorId, region: Region | None, planned: list[PlannedTensor], where: list[_Place | None]
     ) -> tuple[TensorTask, Recipe]:
-        label = label_of(tensor_id)
+        label = spoken(tensor_id)
         output = planned[0].output
         numel = math.prod(output.shape if region is None else region.sizes)
         lanes = numerics.lanes(output.dtype)
@@ -286,7 +278,7 @@ class Preparation:
                     if (first, second) in done:
                         continue
                     done.add((first, second))
-                    path, label = first.storage.path, label_of(tensor.id)
+                    path, label = first.storage.path, spoken(tensor.id)
                     if first.shape != second.shape or first.dtype != second.dtype:
                         raise not_tied(path, label, other)
                     views = (
