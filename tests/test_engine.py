@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import resource
 import signal
@@ -405,6 +406,49 @@ def test_a_member_with_nan_or_infinity_is_named(tmp_path, dtype, value):
     assert sorted(os.listdir(tmp_path)) == [path.name for path in paths]
     execute(build_plan(paths, tmp_path / "o.safetensors", allow_nonfinite=True))
     assert not torch.isfinite(load_file(tmp_path / "o.safetensors")[name].float().view(-1)[777])
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in FLOATS if dtype != torch.float8_e4m3fn])
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [-1.0, 3.0, -1.0]])
+def test_infinities_that_every_member_has_stay(tmp_path, dtype, weights):
+    paths = members(tmp_path)
+    name = f"{str(dtype).removeprefix('torch.')}.large"
+    for path in paths:
+        masked = load_file(path)
+        masked[name].view(-1)[777] = float("-inf")
+        masked[name].view(-1)[20_999] = float("inf")
+        save_file(masked, path)
+    plan = build_plan(paths, tmp_path / "o.safetensors", weights=weights)
+    result = execute(plan, chunk_elements=1000)
+    assert result.infinite == (("", name),)
+    found = load_file(tmp_path / "o.safetensors")[name].float().view(-1)
+    assert found[777] == float("-inf")
+    assert found[20_999] == float("inf")
+    assert int(torch.isfinite(found).sum()) == found.numel() - 2
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ([0.0, math.inf], [math.inf, math.inf]),
+        ([math.inf], [-math.inf]),
+        ([math.nan], [math.nan]),
+        ([math.inf, math.nan], [math.inf, math.nan]),
+        ([math.inf, 1.0], [math.inf, math.nan]),
+    ],
+)
+def test_infinities_that_not_every_member_has_are_refused(tmp_path, values):
+    for number, row in enumerate(values):
+        save_file({"a": torch.tensor(row)}, tmp_path / f"{number}.safetensors")
+    with pytest.raises(NonFiniteError, match="holds NaN or infinity"):
+        execute(build_plan([tmp_path / "0.safetensors", tmp_path / "1.safetensors"], tmp_path / "o.safetensors"))
+    assert not (tmp_path / "o.safetensors").exists()
+
+
+def test_an_infinity_that_the_output_dtype_lacks_is_refused(tmp_path):
+    save_file({"a": torch.tensor([1.0, math.inf])}, tmp_path / "0.safetensors")
+    with pytest.raises(NonFiniteError):
+        execute(build_plan([tmp_path / "0.safetensors"] * 2, tmp_path / "o.safetensors", dtype="float8_e4m3fn"))
 
 
 def test_an_average_too_great_for_the_output_dtype_is_an_error_that_says_what_to_do(tmp_path):

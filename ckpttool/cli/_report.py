@@ -92,6 +92,7 @@ def document(
             "bytes_read": result.bytes_read,
             "bytes_written": result.bytes_written,
             "differing": [spoken(name) for name in result.differing],
+            "infinite": [spoken(name) for name in result.infinite],
         },
         "shown": {name: shown_columns(name, plan) for name in show},
     }
@@ -153,6 +154,9 @@ def print_result(result: Result, out: Output) -> None:
     if result.differing:
         names = first_names(map(spoken, result.differing))
         out.say(f"Note: integer or bool tensors that differ between members are the newest's: {names}.")
+    if result.infinite:
+        names = first_names(map(spoken, result.infinite))
+        out.say(f"Note: infinities that are the same in every checkpoint stay: {names}.")
     rate = result.bytes_read / max(result.seconds, 1e-9)
     out.say(
         f"Wrote {format_bytes(result.bytes_written)} in {result.seconds:.2f} s "

@@ -32,6 +32,7 @@ __all__ = [
     "needs_all",
     "numpy_dtype",
     "same_values",
+    "settle_infinities",
     "swap_bytes",
     "weighted_mean",
 ]
@@ -148,6 +149,40 @@ def count_nonfinite(raw: Bytes, dtype: str) -> int:
     """How many of the numbers are NaN or infinite (native byte order)."""
     with np.errstate(invalid="ignore"):  # ml_dtypes warns of the NaN that it is asked to find
         return int(np.count_nonzero(~np.isfinite(raw.view(numpy_dtype(dtype)))))
+
+
+def settle_infinities(
+    result: Bytes, dtype: str, operands: Sequence[Operand], fetch: Callable[[int], Bytes]
+) -> NDArray[np.intp] | None:
+    """Where a mean is not finite because every term is the same infinity there, make it that infinity.
+
+    A constant's mean is the constant: the mask of a causal attention holds -inf in every checkpoint. Arithmetic does
+    not say so, since weights of both signs make NaN of infinities.
+
+    Args:
+        result: The mean, of real dtype `dtype`; changed in place.
+        dtype: See there.
+        operands: The terms.
+        fetch: Gives term i's bytes in native order, in a buffer that is used up before the next call.
+
+    Returns:
+        Where such infinities are, ascending. None where anything else is not finite: `result` is as it was then.
+    """
+    values = result.view(numpy_dtype(dtype))
+    where = np.flatnonzero(~np.isfinite(values))
+    common: Array | None = None
+    for term, operand in enumerate(operands):
+        found = fetch(term).view(numpy_dtype(operand.dtype))[where].astype(np.float64)
+        if common is None:
+            common = found
+        if not (np.isinf(found).all() and np.array_equal(found, common)):
+            return None
+    assert common is not None
+    settled = common.astype(values.dtype)
+    if not np.isinf(settled).all():  # a dtype without infinity
+        return None
+    values[where] = settled
+    return where
 
 
 # ---------------------------------------------------------------------------------------------------------------

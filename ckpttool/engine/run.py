@@ -68,7 +68,7 @@ class Result:
         bytes_written: Size of the output.
         seconds: Wall-clock time.
         differing: Tensors taken from the newest member that did not hold the same values in every member.
-        notes: Sentences that a user should read.
+        infinite: Averaged tensors with infinities that are the same in every member, and so in the output.
     """
 
     output: Path
@@ -76,7 +76,7 @@ class Result:
     bytes_written: int
     seconds: float
     differing: tuple[TensorId, ...] = ()
-    notes: tuple[str, ...] = ()
+    infinite: tuple[TensorId, ...] = ()
 
 
 def execute(
@@ -157,9 +157,9 @@ def execute_together(
             bytes_written=plan.bytes_to_write,
             seconds=seconds,
             differing=tuple(tensor.id for tensor in plan.tensors if tensor.id in differing),
-            notes=(),
+            infinite=tuple(tensor.id for tensor in plan.tensors if tensor.id in infinite),
         )
-        for plan, differing in zip(plans, run.differing, strict=True)
+        for plan, differing, infinite in zip(plans, run.differing, run.infinite, strict=True)
     ]
 
 
@@ -210,6 +210,7 @@ class _Run:
         self._checksums: dict[tuple[int, int, int], list[tuple[int, int, int]]] = {}
         self._lock = threading.Lock()
         self.differing: list[set[TensorId]] = [set() for _ in plans]
+        self.infinite: list[set[TensorId]] = [set() for _ in plans]
 
     def do(self, tasks: Sequence[Task], jobs: int | None, on_progress: Callable[[int], None]) -> int:
         """Do every task on a few threads, and report to `on_progress` from this one.
@@ -348,7 +349,7 @@ class _Run:
                 and not self._plans[index].allow_nonfinite
                 and numerics.has_nonfinite(result, how.component)
             ):
-                raise self._explain_nonfinite(index, how, chunk, result, scratch)
+                self._settle_infinities(index, how, chunk, reader, result, scratch)
             self._write_chunk(index, chunk, result)
         return reader.bytes_read
 
@@ -416,6 +417,22 @@ class _Run:
                 run_file, run_offset, run_start, run_end = file, offset, position, end
             position = end
         stage.write(run_file, run_offset, result[run_start:run_end].data)
+
+    def _settle_infinities(
+        self, index: int, how: SumRecipe, chunk: Chunk, reader: _ChunkReader, result: Bytes, scratch: numerics.Scratch
+    ) -> None:
+        """Let infinities that are the same in every member stay, as those of a mask are; refuse all else."""
+        where = numerics.settle_infinities(
+            result, how.component, how.operands, lambda term: reader.fetch(how.views[term])
+        )
+        if where is None:
+            raise self._explain_nonfinite(index, how, chunk, result, scratch)
+        for position, (tensor, start, stop) in chunk.positions():
+            first, last = np.searchsorted(where // chunk.recipe.lanes, [position, position + stop - start])
+            planned = tensor.planned[index]
+            if first < last and planned is not None:
+                with self._lock:
+                    self.infinite[index].add(planned.id)
 
     def _explain_nonfinite(
         self, index: int, how: SumRecipe, chunk: Chunk, result: Bytes, scratch: numerics.Scratch
