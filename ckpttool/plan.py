@@ -6,29 +6,26 @@ A plan is made without reading a single weight, and all that can be refused is r
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ckpttool import __version__
-from ckpttool.errors import OutputExistsError, UsageError, WriteError
-from ckpttool.formats import Format, format_for_output, get_format, writes_directory, writes_model_directory
-from ckpttool.matching import KeyPolicy, Matched, first_names, match, spoken, ties
+from ckpttool.errors import UsageError
+from ckpttool.matching import KeyPolicy, Matched, match, ties
+from ckpttool.output_place import Place, check_room, find_place
+from ckpttool.plan_notes import notes_of, warnings_of
 from ckpttool.tensors import DTYPES, Artifact, Checkpoint, OutputFile, OutputTensor, Skipped, TensorId, TensorSpec
 
 __all__ = [
     "Action",
     "Entry",
     "Member",
-    "Place",
     "Plan",
     "PlannedTensor",
     "Term",
     "assemble",
-    "find_place",
     "make_plan",
     "output_tensor",
 ]
@@ -205,11 +202,11 @@ def make_plan(
     if len(shares) != len(entries):
         raise UsageError(f"{len(shares)} weights were given for {len(entries)} checkpoints")
     members = _in_canonical_order([Member(e.checkpoint, c, e.step) for e, c in zip(entries, shares, strict=True)])
-    place = find_place(output, members, keep_state=keep_state, keep_container=keep_container, force=force)
-    newest = members[-1].checkpoint
+    checkpoints = [member.checkpoint for member in members]
+    place = find_place(output, checkpoints, keep_state=keep_state, keep_container=keep_container, force=force)
+    newest = checkpoints[-1]
 
     holds_copies = place.template is not None and bool(newest.copies)
-    checkpoints = [member.checkpoint for member in members]
     matched = match(checkpoints, len(members) - 1, keys, with_copies=holds_copies)
     tied = _kept_ties(matched)
     weights = [1.0] * len(members) if coefficients is None else [member.coefficient for member in members]
@@ -232,48 +229,10 @@ def make_plan(
         force=force,
         allow_nonfinite=allow_nonfinite,
     )
-    told = _notes(checkpoints, matched, plan.artifact, dtype, holds_copies=holds_copies)
+    told = notes_of(checkpoints, matched, plan.artifact, dtype, holds_copies=holds_copies)
     return replace(
-        plan, skipped=tuple(skipped), notes=(*notes, *matched.notes, *told), warnings=(*warnings, *_warnings(matched))
+        plan, skipped=tuple(skipped), notes=(*notes, *matched.notes, *told), warnings=(*warnings, *warnings_of(matched))
     )
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an output goes, who writes it, and whose container it keeps."""
-
-    path: Path
-    writer: Format
-    template: Checkpoint | None
-
-
-def find_place(
-    output: str | Path, members: Sequence[Member], *, keep_state: bool, force: bool, keep_container: bool = True
-) -> Place:
-    """Where the output goes: its suffix chooses the format, and the last member's container is kept where it can be.
-
-    Args:
-        output: As the user named it.
-        members: The last one's container is kept.
-        keep_state: Whether the training state shall be kept as well.
-        force: Whether an existing output may be replaced.
-        keep_container: False for names that the container does not have: the output is a plain file of the weights.
-
-    Raises:
-        UsageError: Nothing can write such a file, or not with the training state.
-        OutputExistsError: It exists (without `force`) or is an input.
-        WriteError: Its directory cannot be written.
-    """
-    newest = members[-1].checkpoint
-    path, writer = _path_and_writer(output, newest)
-    template = newest if newest.format == writer.NAME and keep_container else None
-    if keep_state and template is None:
-        raise UsageError(
-            f"--keep-state needs an output of the newest checkpoint's own format, and {path.name} is not",
-            hint=f"Name an output of the format {newest.format}, or leave --keep-state out.",
-        )
-    _check_output(path, members, force=force, is_directory=writes_directory(writer))
-    return Place(path, writer, template)
 
 
 def assemble(
@@ -339,7 +298,7 @@ def assemble(
         force=force,
         allow_nonfinite=allow_nonfinite,
     )
-    _check_room(place.path, plan.bytes_to_write)
+    check_room(place.path, plan.bytes_to_write)
     return plan
 
 
@@ -398,97 +357,12 @@ def output_tensor(like: TensorSpec, dtype: OutputDType, *, keeps_order: bool = T
     return OutputTensor(out_dtype, like.shape, like.strides if like.is_dense and keeps_order else None)
 
 
-def _path_and_writer(output: str | Path, newest: Checkpoint) -> tuple[Path, Format]:
-    """Where the output goes, and who writes it."""
-    path = Path(output)
-    own = get_format(newest.format)
-    into = str(output).endswith(("/", os.sep))  # a Path does not keep the separator at its end
-    if into and writes_model_directory(own):
-        return path, own
-    if into or (path.is_dir() and not writes_directory(own)):
-        return path / newest.path.name, own
-    writer = format_for_output(path, newest)
-    if writer is not own and newest.format == "parts" and len(newest.container.parts) > 1:
-        raise UsageError(
-            f"{newest.path.name} is in {len(newest.container.parts)} files that hold pieces of tensors or of a model;"
-            f" they cannot be joined in {path.name}",
-            hint="-o DIRECTORY writes the same files again; the framework's own converter joins them.",
-        )
-    return path, writer
-
-
 def _stem(path: Path) -> str:
     """The name without its suffixes; ``model`` for ``model.pth.tar``. Steps keep their points (``step=1.5``)."""
     name = path.name
     for suffix in (".tar", path.suffix if path.suffix != ".tar" else path.with_suffix("").suffix):
         name = name.removesuffix(suffix)
     return name or "archive"
-
-
-def _check_output(path: Path, members: Sequence[Member], *, force: bool, is_directory: bool = False) -> None:
-    for member in members:
-        inside = member.checkpoint.path
-        if inside.is_dir() and inside.resolve() in path.resolve().parents:
-            raise OutputExistsError(
-                f"{path}: the output lies in one of the inputs, {inside}",
-                path=path,
-                hint="Inputs are never written to. Choose -o.",
-            )
-        for file in (member.checkpoint.path, *member.checkpoint.files):
-            if _is_same_file(path, file):
-                raise OutputExistsError(
-                    f"{path}: the output is one of the inputs",
-                    path=path,
-                    hint="Inputs are never written to. Choose -o.",
-                )
-    if path.is_symlink() or path.exists():
-        if path.is_dir() and not is_directory:
-            raise OutputExistsError(f"{path}: a directory is in the way", path=path)
-        if path.exists() and is_directory and not path.is_dir():
-            raise OutputExistsError(
-                f"{path}: a file is in the way of the output, which is a directory",
-                path=path,
-                hint="-o writes somewhere else.",
-            )
-        if is_directory and not force and any(path.iterdir()):
-            raise OutputExistsError(
-                f"{path}: exists already",
-                path=path,
-                hint=f"--force replaces an earlier output; -o {path}{os.sep} writes into the directory.",
-            )
-        if not is_directory and not force:
-            raise OutputExistsError(
-                f"{path}: exists already", path=path, hint="--force replaces it; -o writes somewhere else."
-            )
-    parent = _nearest_directory(path.parent)
-    if not parent.is_dir():
-        raise WriteError(f"{path}: {parent} is not a directory", path=path)
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise WriteError(f"{path}: no permission to write in {parent}", path=path, hint="-o writes somewhere else.")
-
-
-def _nearest_directory(path: Path) -> Path:
-    """The deepest part of a path that exists; the rest is made when the output is written."""
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
-
-
-def _is_same_file(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:
-        return one == other
-
-
-def _check_room(path: Path, nbytes: int) -> None:
-    free = shutil.disk_usage(_nearest_directory(path.parent)).free
-    if free < nbytes:
-        raise WriteError(
-            f"{path}: the output needs {nbytes:,} bytes and the disk has {free:,} free",
-            path=path,
-            hint="-o writes to another disk; --dtype bfloat16 halves a float32 output.",
-        )
 
 
 def _provenance(
@@ -503,73 +377,3 @@ def _provenance(
         "keys": keys,
         **(details or {}),
     }
-
-
-def _notes(
-    checkpoints: Sequence[Checkpoint], matched: Matched, artifact: Artifact, dtype: str, *, holds_copies: bool
-) -> tuple[str, ...]:
-    newest = checkpoints[-1]
-    said = [note for c in checkpoints for note in c.notes]
-    shared = {note for note in said if all(note in c.notes for c in checkpoints)}
-    notes = list(dict.fromkeys(note for note in said if note in shared))
-    notes += [f"{c.path.name}: {note}" for c in checkpoints for note in c.notes if note not in shared]
-    by_dtype = {
-        tuple(str(found[name].dtype) for found in matched.found if name in found): name for name in matched.names
-    }
-    mixed = [(dtypes, name) for dtypes, name in by_dtype.items() if len(set(dtypes)) > 1]
-    for dtypes, name in mixed:
-        kept = artifact.tensors[name].dtype
-        notes.append(
-            f"dtypes differ between members ({', '.join(dict.fromkeys(dtypes))}), as in {spoken(name)}; "
-            f"the output is {kept}"
-        )
-    if dtype != "same":
-        notes.append(f"the averaged tensors are written as {dtype}")
-        stated = newest.values.get("config.dtype", dtype)
-        if artifact.template is not None and stated != dtype:
-            notes.append(
-                f"config.json is copied and states {stated}, by which transformers loads: pass dtype={dtype!r}"
-            )
-    integers = [name for name in matched.names if not matched.found[-1][name].dtype.is_averaged]
-    if integers:
-        notes.append(f"{_count(integers, 'integer or bool tensor')} kept from {newest.path.name}, not averaged")
-    if newest.copies and holds_copies:
-        notes.append(f"averaged with its own kind: the copy of the weights in {', '.join(newest.copies)}")
-    elif newest.copies:
-        notes.append(
-            f"the copy of the weights in {', '.join(newest.copies)} is left out; "
-            f"--section {next(iter(newest.copies))} averages it instead"
-        )
-    unmatched = [c.path.name for c in checkpoints[:-1] if c.copies and not newest.copies]
-    if unmatched:
-        notes.append(f"copies of the weights in {first_names(unmatched)} are left out: the newest has none")
-    if newest.state and not artifact.keep_state:
-        notes.append(
-            f"training state left out: {', '.join(newest.state)}"
-            + (" (--keep-state keeps it)" if artifact.template else "")
-        )
-    statistics = [name for name in matched.names if name[1].endswith(("running_mean", "running_var"))]
-    if statistics:
-        notes.append(
-            f"{_count(statistics, 'batch-norm statistic')} averaged as stored; "
-            "re-estimate them on data if accuracy depends on it"
-        )
-    return tuple(notes)
-
-
-def _warnings(matched: Matched) -> tuple[str, ...]:
-    newest = matched.found[-1]
-    eights = [
-        name
-        for name in matched.names
-        if newest[name].dtype.name.startswith("float8") and newest[name].dtype.is_averaged
-    ]
-    scaled = any(name[1].endswith(("_scale", "_scale_inv", ".scale")) for name in matched.names)
-    if eights and scaled:
-        found = f"{_count(eights, 'float8 tensor')} with scales of their own, as {spoken(eights[0])}"
-        return (f"{found}: a mean of scaled numbers is right only if all members have the same scales",)
-    return ()
-
-
-def _count(things: Sequence[object], noun: str) -> str:
-    return f"{len(things):,} {noun}" + ("" if len(things) == 1 else "s")

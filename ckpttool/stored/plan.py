@@ -7,7 +7,8 @@ from dataclasses import replace
 from ckpttool import __version__
 from ckpttool.errors import UsageError
 from ckpttool.matching import ties
-from ckpttool.plan import Member, OutputDType, Plan, PlannedTensor, Term, assemble, find_place, output_tensor
+from ckpttool.output_place import find_place
+from ckpttool.plan import Member, OutputDType, Plan, PlannedTensor, Term, assemble, output_tensor
 from ckpttool.stored.average import StoredAverage
 from ckpttool.tensors import TensorId
 
@@ -47,7 +48,13 @@ def make_stored_plan(
     apart = found.source is not found.checkpoint
     source = Member(found.source, 1.0, found.source.step)
     members = [source, main] if apart else [source]
-    place = find_place(output, members, keep_state=False, force=force, keep_container=not found.renamed)
+    place = find_place(
+        output,
+        [member.checkpoint for member in members],
+        keep_state=False,
+        force=force,
+        keep_container=not found.renamed,
+    )
     weights = {("", name): spec for name, spec in found.weights().items()}
     tied = ties(weights)
     tensors = tuple(
