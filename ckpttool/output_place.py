@@ -42,6 +42,8 @@ def find_place(
         WriteError: Its directory cannot be written.
     """
     newest = checkpoints[-1]
+    if not str(output):
+        raise UsageError("the output has an empty name", hint="Is a variable after -o unset?")
     path, writer = _path_and_writer(output, newest)
     template = newest if newest.format == writer.NAME and keep_container else None
     if keep_state and template is None:

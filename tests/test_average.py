@@ -261,6 +261,21 @@ def test_channels_last_becomes_plain_order_in_a_format_without_strides(run: Run,
     assert torch.equal(safetensors.torch.load_file(tmp_path / "x.safetensors")["w"], weights(3.0)["w"])
 
 
+def test_an_output_that_ends_in_a_separator_is_a_directory_to_write_into(run: Run, tmp_path: Path) -> None:
+    directory = save_run(tmp_path, lambda value: {"w": torch.full((3,), value)})
+    ran = run("average", directory, "-o", f"{tmp_path / 'new'}/")
+    assert ran.exit_code == 0
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["model_300.pt"]
+    assert run("ema-apply", directory, "-o", f"{tmp_path / 'ema'}/").exit_code == 0
+    assert [path.name for path in (tmp_path / "ema").iterdir()] == ["model_300.pt"]
+
+
+def test_an_empty_output_name_is_refused(run: Run, tmp_path: Path) -> None:
+    ran = run("average", save_run(tmp_path, lambda value: {"w": torch.full((3,), value)}), "-o", "")
+    assert ran.exit_code == 2
+    assert "empty" in ran.stderr
+
+
 def test_nan_is_an_error_that_names_checkpoint_and_tensor(run: Run, tmp_path: Path) -> None:
     directory = save_run(tmp_path, lambda value: {"ok": torch.ones(3), "w": torch.full((3,), value)})
     torch.save(

@@ -62,7 +62,7 @@ def apply_computed(
     checkpoints: Sequence[Path],
     selection: SelectionOptions,
     wanted: Sequence[Wanted],
-    output: Path | None,
+    output: str | None,
     *,
     unit: str | None,
     quadrature: str,
@@ -198,7 +198,7 @@ def _unit(unit: str | None, steps: Sequence[int] | None, wanted: Sequence[Wanted
     ]
 
 
-def output_names(checkpoints: Sequence[Path], output: Path | None, wanted: Sequence[Wanted]) -> list[str]:
+def output_names(checkpoints: Sequence[Path], output: str | None, wanted: Sequence[Wanted]) -> list[str]:
     """The output of each length: '{decay}' and the like stand for the number as it was typed.
 
     Raises:
@@ -216,7 +216,7 @@ def output_names(checkpoints: Sequence[Path], output: Path | None, wanted: Seque
     names = []
     for one in wanted:
         fields = {one.kind: one.text, one.kind.replace("-", "_"): one.text, "length": f"{one.kind}-{one.text}"}
-        name = re.sub(r"\{([a-z_-]+)\}", lambda match, known=fields: known.get(match[1], match[0]), str(output))  # type: ignore[misc]
+        name = re.sub(r"\{([a-z_-]+)\}", lambda match, known=fields: known.get(match[1], match[0]), output)  # type: ignore[misc]
         if re.search(r"\{(decay|half.life|sigma.rel|window|length)\}", name):
             raise UsageError(
                 f"-o {output}: the length {one} has no number for it", hint="'{length}' stands for any of them."

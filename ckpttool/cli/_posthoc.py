@@ -54,7 +54,7 @@ def apply_posthoc(
     checkpoints: Sequence[Path],
     selection: SelectionOptions,
     wanted: Sequence[Wanted],
-    output: Path | None,
+    output: str | None,
     *,
     profiles: Sequence[StoredProfile],
     update_every: int | None,
@@ -75,7 +75,7 @@ def apply_posthoc(
         if output is None:
             raise UsageError("--segment needs an output", hint="For example: -o segment.safetensors")
         results = [_segment(stored, *segment)]
-        outputs = [str(output)]
+        outputs = [output]
     else:
         if not wanted:
             raise UsageError("which length shall the average have?", hint="For example: --sigma-rel 0.10")

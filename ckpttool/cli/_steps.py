@@ -102,10 +102,10 @@ def _narrow(found: Discovery, options: SelectionOptions, shares: int | None, *, 
     return found.last_default() if shares is None else found.last(shares)
 
 
-def default_output(checkpoints: Sequence[Path], output: Path | None, folder: str) -> str:
+def default_output(checkpoints: Sequence[Path], output: str | None, folder: str) -> str:
     """Where the output goes: as said, or `folder` in the model directory under the newest member's own name."""
     if output is not None:
-        return str(output)
+        return output
     if len(checkpoints) == 1 and checkpoints[0].is_dir():
         return f"{checkpoints[0] / folder}/"
     raise UsageError("a list of checkpoints needs an output", hint="For example: -o averaged.safetensors")

@@ -23,7 +23,7 @@ __all__ = ["apply_stored", "list_stored"]
 
 def apply_stored(
     path: Path,
-    output: Path | None,
+    output: str | None,
     *,
     section: str | None,
     slot: str | None,
@@ -45,7 +45,7 @@ def apply_stored(
         )
     plan = make_stored_plan(
         found,
-        str(output),
+        output,
         dtype=policy.dtype,  # type: ignore[arg-type]
         keep_state=policy.keep_state,
         force=run.force,

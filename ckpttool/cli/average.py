@@ -30,7 +30,7 @@ from ckpttool.errors import UsageError
     type=click.Choice(["linear", "1-sqrt", "cosine"]),
     help="Weights that stand in for decaying the learning rate so; equal shares are the linear decay.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Output file.  [default: avg/ in the directory]")
+@click.option("-o", "--output", type=click.Path(), help="Output file.  [default: avg/ in the directory]")
 @policy_options
 @run_options
 @click.option("--show", multiple=True, metavar="TENSOR", help="Print a small tensor in each member and in the average.")
@@ -41,7 +41,7 @@ def average(
     weights: str | None,
     normalize: bool,
     anneal: str | None,
-    output: Path | None,
+    output: str | None,
     policy: PolicyOptions,
     run: RunOptions,
     show: tuple[str, ...],

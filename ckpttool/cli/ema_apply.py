@@ -22,7 +22,7 @@ from ckpttool.errors import UsageError
 
 @click.command("ema-apply", short_help="Put the moving average of the weights in their place.")
 @checkpoints_argument
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Output file; '{decay}' is the length's number.")
+@click.option("-o", "--output", type=click.Path(), help="Output file; '{decay}' is the length's number.")
 @click.option("--list", "listing", is_flag=True, help="Say what average is there, and what its numbers say.")
 @click.option("--slot", metavar="KEY.PATH", help="Which average, where a checkpoint has several.")
 @click.option(
@@ -60,7 +60,7 @@ from ckpttool.errors import UsageError
 @conversation_options
 def ema_apply(
     checkpoints: tuple[Path, ...],
-    output: Path | None,
+    output: str | None,
     listing: bool,
     slot: str | None,
     names_from: Path | None,
