@@ -63,6 +63,7 @@ def average(
         found.entries,
         output,
         coefficients=coefficients,
+        selection=found.why,
         skipped=found.skipped,
         notes=found.notes,
         warnings=found.warnings,

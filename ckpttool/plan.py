@@ -92,6 +92,7 @@ class Plan:
         divisor: What each sum is divided by: the number of members for a uniform mean (so that N identical members
             give the same bits back), 1 for any other coefficients.
         tensors: What is computed, in output order. Of tied tensors only the first is here.
+        selection: How the members were recognised in their directory: which layout, and why. Empty for named members.
         skipped: What was seen and left out, with reasons.
         notes: Sentences that the user should read.
         warnings: Sentences that the user must read.
@@ -111,6 +112,7 @@ class Plan:
     format: str
     artifact: Artifact
     files: tuple[OutputFile, ...]
+    selection: str = ""
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -160,6 +162,7 @@ def make_plan(
     allow_nonfinite: bool = False,
     drop: Sequence[tuple[str | int, ...]] = (),
     max_shard_bytes: int | None = None,
+    selection: str = "",
     skipped: Sequence[Skipped] = (),
     notes: Sequence[str] = (),
     warnings: Sequence[str] = (),
@@ -185,6 +188,7 @@ def make_plan(
         allow_nonfinite: Let NaN and infinity pass.
         drop: Key paths of the newest member's container that are left out.
         max_shard_bytes: Split the output's weights anew, for formats that have shards.
+        selection: How the members were recognised, to be reported with the plan.
         skipped: What the selection left out, to be reported with the plan.
         notes: What the selection wants to be known.
         warnings: What the selection or the coefficients want to be known by all means.
@@ -231,7 +235,11 @@ def make_plan(
     )
     told = notes_of(checkpoints, matched, plan.artifact, dtype, holds_copies=holds_copies)
     return replace(
-        plan, skipped=tuple(skipped), notes=(*notes, *matched.notes, *told), warnings=(*warnings, *warnings_of(matched))
+        plan,
+        selection=selection,
+        skipped=tuple(skipped),
+        notes=(*notes, *matched.notes, *told),
+        warnings=(*warnings, *warnings_of(matched)),
     )
 
 

@@ -261,6 +261,19 @@ def test_channels_last_becomes_plain_order_in_a_format_without_strides(run: Run,
     assert torch.equal(safetensors.torch.load_file(tmp_path / "x.safetensors")["w"], weights(3.0)["w"])
 
 
+def test_the_plan_says_which_layout_was_recognised_and_why(run: Run, tmp_path: Path) -> None:
+    for step in (500, 1000):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        safetensors.torch.save_file({"w": torch.ones(3)}, tmp_path / f"checkpoint-{step}" / "model.safetensors")
+    why = "layout huggingface: 2 names like checkpoint-1000 fit it"
+    assert f"selection\t{why}\n" in run("average", tmp_path, "--dry-run").stdout
+    assert json.loads(run("average", tmp_path, "--dry-run", "--json").stdout)["selection"] == why
+    assert "layout huggingface, as asked" in run("average", tmp_path, "--layout", "huggingface", "--dry-run").stdout
+    named = run("average", *sorted(tmp_path.iterdir()), "-o", tmp_path / "x.safetensors", "--dry-run", "--json")
+    assert json.loads(named.stdout)["selection"] is None
+    assert f"Selection: {why}." in run("average", tmp_path, "-v").stderr
+
+
 def test_an_output_that_ends_in_a_separator_is_a_directory_to_write_into(run: Run, tmp_path: Path) -> None:
     directory = save_run(tmp_path, lambda value: {"w": torch.full((3,), value)})
     ran = run("average", directory, "-o", f"{tmp_path / 'new'}/")

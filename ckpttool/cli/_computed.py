@@ -91,6 +91,7 @@ def apply_computed(
             coefficients=one.coefficients,
             operation="ema-apply",
             drop=own.drop,
+            selection=found.why,
             skipped=found.skipped,
             notes=notes,
             warnings=(*found.warnings, *one.warnings),

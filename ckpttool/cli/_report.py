@@ -78,6 +78,7 @@ def document(
             }
             for index, member in enumerate(plan.members)
         ],
+        "selection": plan.selection or None,
         "skipped": [{"path": str(skipped.path), "reason": skipped.reason} for skipped in plan.skipped],
         "output": {"path": str(plan.output), "format": plan.format},
         **facts(plan),
@@ -110,6 +111,7 @@ def print_plan(plan: Plan, out: Output, *, peak_memory: int, details: Details | 
     count = facts(plan)
     out.gap()
     rows = [
+        *([["selection", plan.selection]] if plan.selection else []),
         ["output", str(plan.output)],
         ["format", plan.format],
         [
@@ -134,6 +136,8 @@ def print_start(plan: Plan, out: Output, details: Details | None = None) -> None
     known = f" (steps {_steps(steps)})" if all(step is not None for step in steps) else ""
     averaging = f"Averaging {format_count(len(plan.members), 'checkpoint')}{known}, {format_bytes(plan.bytes_to_read)}."
     out.say(details.start if details is not None and details.start is not None else averaging)
+    if plan.selection:
+        out.detail(f"Selection: {plan.selection}.")
     for row in _member_rows(plan, format_bytes):
         out.detail("  ".join(row))
     for skipped in plan.skipped:

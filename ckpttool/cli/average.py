@@ -80,6 +80,7 @@ def average(
         found.entries,
         default_output(checkpoints, output, "avg"),
         coefficients=coefficients,
+        selection=found.why,
         skipped=found.skipped,
         notes=found.notes,
         warnings=found.warnings,

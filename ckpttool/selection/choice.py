@@ -135,7 +135,7 @@ class Discovery:
     Attributes:
         directory: The model directory; None for a list.
         layout: Name of the layout that it follows; "list" for a list.
-        why: One sentence: how that was decided.
+        why: One sentence: how that was decided. Empty for a list.
         entries: The checkpoints, oldest first; a list keeps the order in which it was given.
         skipped: What was seen and left out, with reasons.
         notes: Sentences that a user should read.

@@ -258,7 +258,8 @@ def _why(found: Classified, level: Sequence[Classified], layout: str | None) -> 
     name, count = found.layout.name, len(found.entries)
     if layout is not None:
         return f"layout {name}, as asked: {count} checkpoints"
-    also = f" (as do {', '.join(each.layout.name for each in level)}, which read them alike)" if level else ""
+    others = ", ".join(each.layout.name for each in level)
+    also = f" ({others} would read them alike)" if level else ""
     return f"layout {name}: {count} name{'s' * (count != 1)} like {min(found.entries)} fit{'s' * (count == 1)} it{also}"
 
 

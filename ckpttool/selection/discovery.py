@@ -348,7 +348,7 @@ def from_paths(paths: Sequence[str | os.PathLike[str]], *, section: str | None =
     return Discovery(
         None,
         "list",
-        f"{len(entries)} checkpoints as listed",
+        "",
         tuple(entries),
         warnings=_equal_files(entries),
         checked=True,
