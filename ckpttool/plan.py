@@ -6,7 +6,7 @@ A plan is made without reading a single weight, and all that can be refused is r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -161,6 +161,8 @@ def make_plan(
     force: bool = False,
     allow_nonfinite: bool = False,
     drop: Sequence[tuple[str | int, ...]] = (),
+    like: Mapping[str, TensorSpec] | None = None,
+    from_newest: Collection[str] = (),
     max_shard_bytes: int | None = None,
     selection: str = "",
     skipped: Sequence[Skipped] = (),
@@ -187,6 +189,9 @@ def make_plan(
         force: Replace an existing output.
         allow_nonfinite: Let NaN and infinity pass.
         drop: Key paths of the newest member's container that are left out.
+        like: Weights whose dtype and order of dimensions the averaged tensors are written in; of others, and for None,
+            the newest member's.
+        from_newest: Names of weights that are not averaged: the newest member's are taken, as they are.
         max_shard_bytes: Split the output's weights anew, for formats that have shards.
         selection: How the members were recognised, to be reported with the plan.
         skipped: What the selection left out, to be reported with the plan.
@@ -213,9 +218,20 @@ def make_plan(
     holds_copies = place.template is not None and bool(newest.copies)
     matched = match(checkpoints, len(members) - 1, keys, with_copies=holds_copies)
     tied = _kept_ties(matched)
+    matched = replace(matched, alone=matched.alone | {("", name) for name in from_newest})
     weights = [1.0] * len(members) if coefficients is None else [member.coefficient for member in members]
     tensors = tuple(
-        _plan_tensor(name, matched, weights, checkpoints, tied, dtype, integers, keeps_order=place.template is not None)
+        _plan_tensor(
+            name,
+            matched,
+            weights,
+            checkpoints,
+            tied,
+            (like or {}).get(name[1]) if not name[0] else None,
+            dtype,
+            integers,
+            keeps_order=place.template is not None,
+        )
         for name in matched.names
         if name not in tied
     )
@@ -329,6 +345,7 @@ def _plan_tensor(
     weights: Sequence[float],
     checkpoints: Sequence[Checkpoint],
     tied: Mapping[TensorId, TensorId],
+    like: TensorSpec | None,
     dtype: OutputDType,
     integers: IntegerPolicy,
     *,
@@ -336,10 +353,10 @@ def _plan_tensor(
 ) -> PlannedTensor:
     spec = matched.found[-1][name]
     averaged = spec.dtype.is_averaged and name not in matched.alone
-    output = output_tensor(spec, dtype, keeps_order=keeps_order)
     if name in matched.alone:
         last = Term(len(weights) - 1, 1.0, spec)
-        return PlannedTensor(name, "newest", output, (last,))
+        return PlannedTensor(name, "newest", output_tensor(spec, dtype, keeps_order=keeps_order), (last,))
+    output = output_tensor(like if like is not None and averaged else spec, dtype, keeps_order=keeps_order)
     terms = tuple(
         Term(index, weight, tensors[name])
         for index, (tensors, weight) in enumerate(zip(matched.found, weights, strict=True))
