@@ -18,8 +18,10 @@ from typing import Any
 
 from ckpttool.coefficients.weights import explicit
 from ckpttool.engine.run import Result, execute
+from ckpttool.errors import UsageError
 from ckpttool.plan import make_plan
 from ckpttool.selection.discovery import discover, from_paths
+from ckpttool.stored.window import make_window_plan
 
 __all__ = ["average"]
 
@@ -31,6 +33,7 @@ def average(
     last: int | None = None,
     weights: Sequence[float] | None = None,
     normalize: bool = False,
+    window_from_running_mean: bool = False,
     section: str | None = None,
     **policies: Any,
 ) -> Result:
@@ -44,6 +47,9 @@ def average(
         weights: A coefficient for each checkpoint, oldest first in a directory, in the order given for a list; None:
             equal shares.
         normalize: Divide the weights by their sum; otherwise they must sum to 1.
+        window_from_running_mean: Average all training from the first checkpoint (itself not in it) to the last, by the
+            running means that the two hold. Of a directory, `last` counts the intervals, so that one more checkpoint
+            is needed; of a list, there are two.
         section: Dotted key path of the weights inside the files, where they are not found by themselves.
         **policies: `dtype`, `keys`, `integers`, `keep_state`, `force`, `allow_nonfinite` of `ckpttool.make_plan`.
 
@@ -53,11 +59,21 @@ def average(
     Raises:
         CkpttoolError: One of its kinds; see `ckpttool.errors`. Nothing has been written then.
     """
+    if window_from_running_mean and (weights is not None or normalize):
+        raise UsageError(
+            "window_from_running_mean and weights both say what the coefficients are", hint="leave out one of the two"
+        )
     if isinstance(source, (str, Path)):
         found = discover(Path(source), section=section)
-        found = found.last_default() if last is None else found.last(last)
+        if window_from_running_mean:
+            found = found.last_with_start(last)
+        else:
+            found = found.last_default() if last is None else found.last(last)
     else:
         found = from_paths([Path(path) for path in source], section=section)
+    if window_from_running_mean:
+        window_plan, _ = make_window_plan(found, str(output), **policies)
+        return execute(window_plan)
     coefficients = None if weights is None else explicit(weights, normalize=normalize)
     plan = make_plan(
         found.entries,

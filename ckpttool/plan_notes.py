@@ -62,7 +62,11 @@ def notes_of(
             f"training state left out: {', '.join(newest.state)}"
             + (" (--keep-state keeps it)" if artifact.template else "")
         )
-    statistics = [name for name in matched.names if name[1].endswith(("running_mean", "running_var"))]
+    statistics = [
+        name
+        for name in matched.names
+        if name not in matched.alone and name[1].endswith(("running_mean", "running_var"))
+    ]
     if statistics:
         notes.append(
             f"{_count(statistics, 'batch-norm statistic')} averaged as stored; "

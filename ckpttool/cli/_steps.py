@@ -20,7 +20,12 @@ __all__ = ["default_output", "plan_keywords", "run_plans", "select"]
 
 
 def select(
-    checkpoints: Sequence[Path], options: SelectionOptions, *, shares: int | None = None, take_all: bool = False
+    checkpoints: Sequence[Path],
+    options: SelectionOptions,
+    *,
+    shares: int | None = None,
+    take_all: bool = False,
+    with_start: bool = False,
 ) -> Discovery:
     """Find the checkpoints that the arguments and options mean: a model directory, or a list as given.
 
@@ -29,6 +34,7 @@ def select(
         options: The selection options.
         shares: How many coefficients were given, if any: so many are taken of a directory where nothing else says it.
         take_all: Whether all of a directory are taken where nothing else says it.
+        with_start: Whether --last counts the intervals between checkpoints, so that the one before them is taken too.
 
     Raises:
         NotFoundError: Fewer than two were found, and --last 1 did not ask for one.
@@ -43,6 +49,8 @@ def select(
             include=options.include,
             exclude=options.exclude,
         )
+        if with_start:
+            return _narrow_with_start(found, options)
         found = _narrow(found, options, shares, take_all=take_all)
         if len(found.entries) == 1 and options.last != 1 and options.best != 1:
             raise NotFoundError(
@@ -87,10 +95,7 @@ def _narrow(found: Discovery, options: SelectionOptions, shares: int | None, *, 
         raise UsageError("--best and --metric go together", hint="For example: --best 5 --metric valid_loss")
     if options.mode is not None and options.best is None:
         raise UsageError("--mode says which metric is good and goes with --best")
-    if options.from_step is not None or options.to_step is not None:
-        found = found.between(options.from_step, options.to_step)
-    if options.every is not None:
-        found = found.every(options.every)
+    found = _thinned(found, options)
     if options.last is not None:
         found = found.last(options.last)
     if options.best is not None and options.metric is not None:
@@ -100,6 +105,21 @@ def _narrow(found: Discovery, options: SelectionOptions, shares: int | None, *, 
     if take_all and shares is None:
         return found.open()
     return found.last_default() if shares is None else found.last(shares)
+
+
+def _narrow_with_start(found: Discovery, options: SelectionOptions) -> Discovery:
+    """The checkpoints of the last intervals; where --from-step alone says it, all from the first one on."""
+    found = _thinned(found, options)
+    if options.last is None and options.from_step is not None:
+        opened = found.open()
+        return opened if len(opened.entries) > 1 else opened.last_with_start(1)
+    return found.last_with_start(options.last)
+
+
+def _thinned(found: Discovery, options: SelectionOptions) -> Discovery:
+    if options.from_step is not None or options.to_step is not None:
+        found = found.between(options.from_step, options.to_step)
+    return found if options.every is None else found.every(options.every)
 
 
 def default_output(checkpoints: Sequence[Path], output: str | None, folder: str) -> str:

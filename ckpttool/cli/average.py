@@ -30,6 +30,11 @@ from ckpttool.errors import UsageError
     type=click.Choice(["linear", "1-sqrt", "cosine"]),
     help="Weights that stand in for decaying the learning rate so; equal shares are the linear decay.",
 )
+@click.option(
+    "--window-from-running-mean",
+    is_flag=True,
+    help="Average all training between the checkpoints, by the running means that they hold (icefall's model_avg).",
+)
 @click.option("-o", "--output", type=click.Path(), help="Output file.  [default: avg/ in the directory]")
 @policy_options
 @run_options
@@ -41,6 +46,7 @@ def average(
     weights: str | None,
     normalize: bool,
     anneal: str | None,
+    window_from_running_mean: bool,
     output: str | None,
     policy: PolicyOptions,
     run: RunOptions,
@@ -56,6 +62,9 @@ def average(
     Averaging checkpoints of a constant learning rate stands in for decaying it: equal shares for a linear decay,
     --anneal 1-sqrt and cosine for those (WSM, arXiv:2507.17634). --dry-run shows the emulated curve.
 
+    With --window-from-running-mean, the last N are the N intervals up to the newest, and the checkpoint before them
+    is needed too: the mean over all training in them follows from these two files (icefall's averaged model).
+
     \b
     Examples:
       ckpttool average runs/a --last 5
@@ -63,6 +72,17 @@ def average(
       ckpttool average runs/a --best 5 --metric valid_loss -o best.safetensors
       ckpttool average a.pt b.pt c.pt --weights 0.2,0.3,0.5 -o mix.pt
     """
+    if window_from_running_mean:
+        from ckpttool.cli._running_mean import average_window
+
+        for option, given in (("--weights", weights), ("--normalize", normalize or None), ("--anneal", anneal)):
+            if given is not None:
+                raise UsageError(
+                    f"--window-from-running-mean and {option} both say what the coefficients are",
+                    hint="Leave out one of the two.",
+                )
+        average_window(checkpoints, selection, output, policy=policy, run=run, show=show, out=out)
+        return
     from ckpttool.cli._anneal import annealing
     from ckpttool.cli._show import check_shown
     from ckpttool.cli._steps import default_output, plan_keywords, run_plans, select

@@ -249,6 +249,46 @@ class Discovery:
             )
         return result
 
+    def last_with_start(self, n: int | None = None) -> Discovery:
+        """The newest n entries and the one before them, oldest first: n intervals of training, and where they begin.
+
+        Each is looked into, so that an earlier average among them does not count, and only kept open when it is used.
+
+        Args:
+            n: How many intervals; None: the last `DEFAULT_LAST`, or all there are if those are fewer, and a note says
+                which.
+
+        Raises:
+            UsageError: n is not positive.
+            NotFoundError: There are fewer; the hint says how many there are.
+        """
+        if n is not None and n < 1:
+            raise UsageError(f"last {n}: must be at least 1")
+        wanted = (n or DEFAULT_LAST) + 1
+        result = self._newest(wanted)
+        there = len(result.entries)
+        if there < 2 or (n is not None and there < wanted):
+            asked = "any part of the run" if n is None else f"the last {n}"
+            hint = f"ckpttool ema-apply {result.entries[-1].path} takes the mean since the start."
+            raise NotFoundError(
+                f"{self._where()}the mean over {asked} needs {2 if n is None else wanted} checkpoints, since the one "
+                f"before says where it begins, and there {'is' if there == 1 else 'are'} only {result.describe()}",
+                hint=f"Ask for --last {there - 1}; {hint}" if there > 1 else hint,
+                path=self.directory,
+            )
+        older, said = _older(wanted), f"the last {wanted - 1} and the one before"
+        cut = any(each.reason == older for each in result.skipped)
+        result = replace(
+            result,
+            skipped=tuple(
+                replace(each, reason=f"older than {said}") if each.reason == older else each for each in result.skipped
+            ),
+        )
+        if n is not None:
+            return result
+        note = f"no number was asked for: {said if cut else 'all there are'} ({result.describe()})"
+        return replace(result, notes=(*result.notes, note))
+
     def last_default(self) -> Discovery:
         """The newest `DEFAULT_LAST` entries, or all there are if those are fewer; a note says which."""
         result = self._newest(DEFAULT_LAST, keep=True)

@@ -7,4 +7,6 @@ name_maps     names that were flattened or prefixed; nameless: lists without nam
 trees         the containers of a file as plain trees
 verdicts      what the numbers say: frozen, equal, partial, NaN
 plan          the plan that puts an average in the weights' place
+running_means plain means with a count of what they are the mean of
+window        the plan that takes the mean over a part of training out of two running means
 """

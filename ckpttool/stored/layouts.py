@@ -8,7 +8,7 @@ names inside the weights' own mapping, lists without names.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckpttool.errors import UsageError
@@ -74,6 +74,12 @@ SLOTS: tuple[Slot, ...] = (
     Slot("Lightning's StochasticWeightAveraging", ("callbacks", "*", "average_model_state"), kind=SWA),
 )
 """Sets of their own. More of them are found by their names and shapes when a file is opened (`Checkpoint.copies`)."""
+
+
+_WHOLE_RUN = (
+    "this is the plain mean of all training so far, its beginning with it; ckpttool average MODEL_DIR --last N "
+    "--window-from-running-mean takes the mean over the last N checkpoints' training alone"
+)
 
 
 def recognise(
@@ -235,4 +241,5 @@ def _slot(seen: Seen, path: KeyPath, framework: str, kind: str, drop: tuple[KeyP
         return None
     others = ", ".join(str(key) for key in seen.tree if key in {"state_dict", "model", "params", "student", "encoder"})
     why = f"{dotted(path)} stands beside {others or 'the weights'} and has their names and shapes"
-    return covered(seen, average, framework, dotted(path), why, drop=drop, kind=kind)
+    found = covered(seen, average, framework, dotted(path), why, drop=drop, kind=kind)
+    return replace(found, notes=(_WHOLE_RUN, *found.notes)) if kind == RUNNING_MEAN else found
