@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("lightning")
 import lightning
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, WeightAveraging
 
 
 class Module(lightning.LightningModule):
@@ -119,3 +119,26 @@ def test_both_copies_of_a_moving_average_are_averaged(average, tmp_path, loader,
     model = Module()
     again.fit(model, loader, ckpt_path=said.output, weights_only=False)
     assert again.global_step == 16
+
+
+class Recorder(Callback):
+    """The weights after each step of training, as they went into the mean."""
+
+    def __init__(self) -> None:
+        self.states = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.states.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+
+
+def test_a_window_of_its_running_mean_is_the_mean_of_the_steps_in_it(average, tmp_path, loader):
+    """WeightAveraging keeps the plain mean of all steps so far; two checkpoints give the mean of those between them."""
+    directory, recorder = tmp_path / "run", Recorder()
+    callbacks = [recorder, WeightAveraging(), saver(directory, every_n_train_steps=4, save_last=False)]
+    trainer(tmp_path, *callbacks, max_epochs=5).fit(Module(), loader)
+    said = average(directory, "--last", 2, "--window-from-running-mean")
+    assert said.steps == [12, 20]
+    state = Module.load_from_checkpoint(said.output, weights_only=False).state_dict()
+    for name in (name for name in state if name.endswith(("weight", "bias"))):
+        wanted = torch.stack([seen[name].double() for seen in recorder.states[12:20]]).mean(0)
+        torch.testing.assert_close(state[name].double(), wanted, rtol=0, atol=2e-6)
