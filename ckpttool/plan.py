@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from ckpttool import __version__
 from ckpttool.errors import UsageError
-from ckpttool.matching import KeyPolicy, Matched, match, ties
+from ckpttool.matching import KeyPolicy, Matched, match, spoken, ties
 from ckpttool.output_place import Place, check_room, find_place
 from ckpttool.plan_notes import notes_of, warnings_of
 from ckpttool.tensors import DTYPES, Artifact, Checkpoint, OutputFile, OutputTensor, Skipped, TensorId, TensorSpec
@@ -71,7 +71,7 @@ class PlannedTensor:
             left out for action "average", so that they are never read.
         newest: Index into `terms` of the newest member's.
         must_equal: Pairs of tensors of one member that must hold the same values (byte for byte): the output ties two
-            names, and in this member they are two tensors.
+            names, and in this member they are two tensors. Before each pair, the name of its second.
     """
 
     id: TensorId
@@ -225,7 +225,6 @@ def make_plan(
             name,
             matched,
             weights,
-            checkpoints,
             tied,
             (like or {}).get(name[1]) if not name[0] else None,
             dtype,
@@ -343,7 +342,6 @@ def _plan_tensor(
     name: TensorId,
     matched: Matched,
     weights: Sequence[float],
-    checkpoints: Sequence[Checkpoint],
     tied: Mapping[TensorId, TensorId],
     like: TensorSpec | None,
     dtype: OutputDType,
@@ -364,8 +362,8 @@ def _plan_tensor(
     )
     aliases = [alias for alias, original in tied.items() if original == name]
     must_equal = tuple(
-        (str(checkpoint.path), tensors[name], tensors[alias])
-        for checkpoint, tensors in zip(checkpoints, matched.found, strict=True)
+        (spoken(alias), tensors[name], tensors[alias])
+        for tensors in matched.found
         for alias in aliases
         if tensors[alias] != tensors[name]
     )
