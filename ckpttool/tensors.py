@@ -17,6 +17,8 @@ __all__ = [
     "DTYPES",
     "Artifact",
     "Checkpoint",
+    "Checksum",
+    "ChecksumKind",
     "Copy",
     "DType",
     "Extent",
@@ -33,6 +35,9 @@ __all__ = [
 ]
 
 Kind = Literal["float", "complex", "integer", "bool"]
+
+ChecksumKind = Literal["crc32", "crc32c"]
+"""Zip archives have the one, TensorFlow the other."""
 
 TensorId = tuple[str, str]
 """(section, name): ``("", name)`` for the weights, ``("ema", name)`` for a copy stored beside them."""
@@ -84,19 +89,27 @@ DTYPES: Mapping[str, DType] = {
 """Every element type ckpttool knows, by the name that numpy, ml_dtypes and torch share."""
 
 
+class Checksum(NamedTuple):
+    """What a file says the checksum of some of its bytes is; `value` in [0, 2**32), not masked."""
+
+    kind: ChecksumKind
+    value: int
+
+
 @dataclass(frozen=True, slots=True)
 class Extent:
     """`nbytes` bytes of a file from byte `offset` on.
 
     `deflated` is None for plain bytes; otherwise the bytes are a raw DEFLATE stream of `deflated` bytes that
-    starts at `offset` and inflates to `nbytes`. `crc32`, where known, is that of the plain bytes.
+    starts at `offset` and inflates to `nbytes`. `checksum` is that of the plain bytes, and whoever reads all of them
+    refuses them if it is another: a format states it where the framework that the files are from checks it, too.
     """
 
     path: Path
     offset: int
     nbytes: int
     deflated: int | None = None
-    crc32: int | None = None
+    checksum: Checksum | None = None
 
 
 def c_strides(shape: Sequence[int]) -> tuple[int, ...]:
@@ -333,5 +346,5 @@ class OutputFile:
     slots: tuple[Slot, ...] = ()
     copies: tuple[Copy, ...] = ()
     seal: Callable[[Mapping[int, int]], Sequence[tuple[int, bytes]]] | None = None
-    checksum: Literal["crc32", "crc32c"] = "crc32"
+    checksum: ChecksumKind = "crc32"
     checksums_of: str | None = None

@@ -10,6 +10,8 @@ import ml_dtypes
 import numpy as np
 
 from ckpttool.checksums import crc32c
+from ckpttool.checksums.by_kind import checksum
+from ckpttool.errors import UnreadableError
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile, OutputTensor, TensorId, TensorSpec
 
 
@@ -26,7 +28,9 @@ def load(spec: TensorSpec) -> np.ndarray:
         else:
             data = zlib.decompress(file.read(spec.storage.deflated), wbits=-15)
     assert len(data) == spec.storage.nbytes
-    assert spec.storage.crc32 is None or zlib.crc32(data) == spec.storage.crc32
+    stated = spec.storage.checksum
+    if stated is not None and checksum(stated.kind, data) != stated.value:
+        raise UnreadableError(f"{spec.storage.path}: damaged")
     dtype = numpy_dtype(spec.dtype.name)
     flat = np.frombuffer(data, np.uint8).view(dtype) if data else np.empty(0, dtype)
     if spec.big_endian:

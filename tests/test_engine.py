@@ -39,7 +39,7 @@ from ckpttool.errors import (
     WriteError,
 )
 from ckpttool.formats import safetensors_file
-from ckpttool.tensors import DTYPES, Copy, Extent, OutputFile, TensorSpec, c_strides
+from ckpttool.tensors import DTYPES, Checksum, Copy, Extent, OutputFile, TensorSpec, c_strides
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 
@@ -307,7 +307,9 @@ def test_big_endian_and_deflated_storages_are_read(tmp_path):
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     packed = packer.compress(plain) + packer.flush()
     (tmp_path / "x.bin").write_bytes(b"junk" + packed)
-    extent = Extent(tmp_path / "x.bin", 4, len(plain), deflated=len(packed), crc32=zlib.crc32(plain))
+    extent = Extent(
+        tmp_path / "x.bin", 4, len(plain), deflated=len(packed), checksum=Checksum("crc32", zlib.crc32(plain))
+    )
     spec = TensorSpec(DTYPES["float32"], (5000,), extent, big_endian=True)
     np.testing.assert_array_equal(read_values(spec), values)
     save_file({"x": torch.zeros(5000)}, tmp_path / "0.safetensors")
@@ -315,7 +317,7 @@ def test_big_endian_and_deflated_storages_are_read(tmp_path):
     execute(plan, chunk_elements=700)
     assert np.array_equal(load_file(plan.output)["x"].numpy(), values)
     for wrong in (
-        dataclasses.replace(extent, crc32=1),
+        dataclasses.replace(extent, checksum=Checksum("crc32", 1)),
         dataclasses.replace(extent, nbytes=len(plain) - 4),
         dataclasses.replace(extent, nbytes=len(plain) + 4),
         dataclasses.replace(extent, deflated=len(packed) - 9),

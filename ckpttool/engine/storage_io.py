@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckpttool.engine import numerics
+from ckpttool.engine.verification import Verification
 from ckpttool.errors import UnreadableError
 from ckpttool.tensors import Extent, TensorSpec, c_strides
 
@@ -182,7 +183,7 @@ class Sources:
                 file.flush()
             except zlib.error as error:
                 raise corrupt from error
-            if written != extent.nbytes or (extent.crc32 is not None and checksum != extent.crc32):
+            if written != extent.nbytes or (extent.checksum is not None and checksum != extent.checksum.value):
                 raise corrupt
             descriptor = os.dup(file.fileno())
         return Source(extent.path, descriptor, extent.nbytes, _stamp(descriptor))
@@ -255,6 +256,7 @@ class View:
         swap: Whether its bytes stand in the other order.
         shape: Sizes in storage order of the output; None where the elements are one gapless run in that order.
         strides: In elements, one for each dimension of `shape`.
+        verification: Of its storage, where a checksum of that is stated.
     """
 
     source: Source
@@ -265,6 +267,7 @@ class View:
     swap: bool
     shape: tuple[int, ...] | None
     strides: tuple[int, ...]
+    verification: Verification | None = None
 
     @classmethod
     def of(cls, spec: TensorSpec, strides: Sequence[int] | None, sources: Sources, tensor: str) -> View:

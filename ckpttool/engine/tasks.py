@@ -16,10 +16,11 @@ from ckpttool.chunks import narrow
 from ckpttool.engine import numerics
 from ckpttool.engine.piece_io import PiecedView, open_view
 from ckpttool.engine.storage_io import Source, Sources, View
+from ckpttool.engine.verification import Verification
 from ckpttool.errors import CkpttoolError, MismatchError, UsageError
 from ckpttool.matching import spoken
 from ckpttool.plan import Action, Plan, PlannedTensor
-from ckpttool.tensors import DTYPES, Region, TensorId, TensorSpec
+from ckpttool.tensors import DTYPES, Checksum, Extent, Region, TensorId, TensorSpec
 
 __all__ = [
     "Chunk",
@@ -114,6 +115,8 @@ class Copying:
     nbytes: int
     source: Source
     position: int
+    verification: Verification | None = None
+    """Of the whole copy, if it is this one's to check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ class Comparison:
     stop: int
 
 
-Task: TypeAlias = "Chunk | Copying | Comparison"
+Task: TypeAlias = "Chunk | Copying | Comparison | Verification"
 
 
 _Place: TypeAlias = tuple[int, int, int]
@@ -168,6 +171,7 @@ class Preparation:
         self._plans = plans
         self._sources = sources
         self._recipes: dict[object, Recipe] = {}
+        self._verifications: dict[tuple[int, int, int, Checksum], Verification] = {}
 
     def tasks(self, chunk_elements: int) -> list[Task]:
         """Everything that has to be done, in the order of the output's bytes."""
@@ -192,6 +196,7 @@ class Preparation:
                     del open_chunks[id(recipe)]
                 start = stop
         self._copy(tasks)
+        tasks.extend(each for each in self._verifications.values() if each.reader is None)
         return tasks
 
     def _tensors(self) -> list[tuple[TensorTask, Recipe]]:
@@ -255,7 +260,7 @@ class Preparation:
                 index = known.get(spec) if together else None
                 if index is None:
                     index = len(views)
-                    views.append(open_view(spec, output.strides, self._sources, label))
+                    views.append(self._open(spec, output.strides, label))
                     if together:
                         known[spec] = index
                 terms.append((index, term.weight))
@@ -269,6 +274,32 @@ class Preparation:
         kept = [tensor if place is not None else None for tensor, place in zip(planned, where, strict=True)]
         return TensorTask(label, numel, views, kept, places), recipe
 
+    def _open(self, spec: TensorSpec, strides: Sequence[int] | None, label: str) -> View | PiecedView:
+        """Open a tensor, and see to it that its bytes are checked where a checksum of them is stated."""
+        view = open_view(spec, strides, self._sources, label)
+        if isinstance(view, PiecedView):
+            for piece in spec.pieces:
+                self._verification(piece.spec.storage, label)
+            return view
+        view.verification = found = self._verification(spec.storage, label)
+        if found is not None and found.reader is None:
+            # Only who reads the whole from end to end can check it on the way.
+            whole = view.shape is None and view.base == found.position and spec.nbytes == found.nbytes
+            found.reader = view if whole else None
+        return view
+
+    def _verification(self, extent: Extent, label: str) -> Verification | None:
+        """What checks these bytes, once in a run; None where nothing is stated, or inflating has checked it."""
+        if extent.checksum is None or extent.deflated is not None or not extent.nbytes:
+            return None
+        source, position = self._sources.locate(extent, label)
+        key = (id(source), position, extent.nbytes, extent.checksum)
+        found = self._verifications.get(key)
+        if found is None:
+            found = Verification(source, position, extent.nbytes, extent.checksum, label)
+            self._verifications[key] = found
+        return found
+
     def _compare(self, tasks: list[Task], chunk_elements: int) -> None:
         """Tasks that compare what the output ties and a member does not."""
         done = set()
@@ -281,10 +312,7 @@ class Preparation:
                     path, label = first.storage.path, spoken(tensor.id)
                     if first.shape != second.shape or first.dtype != second.dtype:
                         raise not_tied(path, label, other)
-                    views = (
-                        open_view(first, None, self._sources, label),
-                        open_view(second, None, self._sources, other),
-                    )
+                    views = (self._open(first, None, label), self._open(second, None, other))
                     tasks.extend(
                         Comparison(path, label, other, views, start, min(first.numel, start + chunk_elements))
                         for start in range(0, first.numel, chunk_elements)
@@ -296,6 +324,12 @@ class Preparation:
             for number, file in enumerate(plan.files):
                 for copy in file.copies:
                     source, position = self._sources.locate(copy.source, "its training state")
+                    verification = self._verification(copy.source, "what is copied from it")
+                    if verification is not None:
+                        if verification.reader is None:
+                            verification.reader = copy
+                        elif verification.reader is not copy:
+                            verification = None
                     tasks.extend(
                         Copying(
                             index,
@@ -305,6 +339,7 @@ class Preparation:
                             min(_COPY_BYTES, copy.source.nbytes - start),
                             source,
                             position + start,
+                            verification,
                         )
                         for start in range(0, copy.source.nbytes, _COPY_BYTES)
                     )

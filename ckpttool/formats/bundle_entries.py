@@ -7,6 +7,7 @@ CRC-32C, 7 slices); tensorflow/core/protobuf/tensor_bundle.proto.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -20,10 +21,12 @@ from ckpttool.formats.leveldb_table import CompressedBlockError, read_table, wri
 from ckpttool.tensors import DTYPES, DType
 
 __all__ = [
+    "NOT_PLAIN",
     "STRING",
     "TF_NUMBERS",
     "Entry",
     "Index",
+    "check_strings",
     "data_file",
     "encode_string",
     "index_bytes",
@@ -34,6 +37,8 @@ __all__ = [
 ]
 
 STRING = 7
+NOT_PLAIN = frozenset({STRING, 20, 21})
+"""Strings, resources and variants: their checksums are not those of their bytes in the data file."""
 
 _DTYPES: Mapping[int, DType] = {
     number: DTYPES[name]
@@ -280,15 +285,39 @@ def read_string(path: Path, key: str, entry: Entry) -> bytes:
     Raises:
         UnreadableError: It is no scalar string, or damaged.
     """
+    if entry.number != STRING or entry.shape:
+        raise UnreadableError(f"{path}: {key} is no string", path=path, tensor=key)
+    return check_strings(path, key, entry)
+
+
+def check_strings(path: Path, key: str, entry: Entry) -> bytes:
+    """The strings of an array, one after the other, checked.
+
+    Raises:
+        UnreadableError: They are not what was written.
+    """
     data = read_bytes(path, key, entry)
-    try:
-        size, position = wire.read_varint(data, 0)
-    except ValueError:
-        size = position = -1
-    value = data[position + 4 :]
-    if entry.number != STRING or entry.shape or size != len(value) or encode_string(value) != (data, entry.crc):
-        raise UnreadableError(f"{path}: {key} is damaged (its checksum does not match)", path=path, tensor=key)
-    return value
+    lengths: list[int] = []
+    position = 0
+    with contextlib.suppress(ValueError):  # more strings than bytes: the sizes do not add up then
+        for _ in range(math.prod(entry.shape)):
+            size, position = wire.read_varint(data, position)
+            lengths.append(size)
+    rest = data[position:]
+    crc = _lengths_crc(lengths)
+    if (
+        len(lengths) != math.prod(entry.shape)
+        or len(rest) != 4 + sum(lengths)
+        or rest[:4] != crc32c.mask(crc).to_bytes(4, "little")
+        or crc32c.mask(crc32c.extend(crc, rest)) != entry.crc
+    ):
+        raise UnreadableError(
+            f"{path}: {key} is damaged (its checksum does not match)",
+            path=path,
+            tensor=key,
+            hint="Leave this checkpoint out, or copy it again from where it was written.",
+        )
+    return rest[4:]
 
 
 def sizes(paths: Sequence[Path]) -> dict[Path, int]:

@@ -23,7 +23,17 @@ from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats import npy_header
 from ckpttool.formats.npz_layout import MAX_COMMENT, NpzLayout
 from ckpttool.formats.zip_archive import Archive, first_name, open_archive
-from ckpttool.tensors import Artifact, Checkpoint, Extent, OutputFile, OutputTensor, TensorId, TensorSpec, c_strides
+from ckpttool.tensors import (
+    Artifact,
+    Checkpoint,
+    Checksum,
+    Extent,
+    OutputFile,
+    OutputTensor,
+    TensorId,
+    TensorSpec,
+    c_strides,
+)
 
 __all__ = ["NAME", "SUFFIXES", "NpzContainer", "lay_out", "read", "recognise"]
 
@@ -123,7 +133,7 @@ def _notes(kept: list[str], weights: Mapping[str, TensorSpec]) -> tuple[str, ...
 
 def _read_array(archive: Archive, record: str) -> TensorSpec | None:
     """Where the elements of an array are; None for what is no number."""
-    extent = archive.extent(record)
+    extent = archive.extent(record, checked=True)  # as numpy.load does
     try:
         length = npy_header.header_length(archive.read(record, npy_header.MAX_FIXED))
         start = archive.read(record, min(length, extent.nbytes))
@@ -159,10 +169,11 @@ def _read_array(archive: Archive, record: str) -> TensorSpec | None:
         )
     strides = tuple(reversed(c_strides(header.shape[::-1]))) if header.fortran else c_strides(header.shape)
     if extent.deflated is None:
-        crc = None
-        if extent.crc32 is not None:  # take the header's part out of it
-            crc = extent.crc32 ^ combine_crc32([(zlib.crc32(start), length), (0, numel * dtype.itemsize)])
-        storage = Extent(extent.path, extent.offset + length, numel * dtype.itemsize, crc32=crc)
+        stated = extent.checksum
+        if stated is not None:  # take the header's part out of it
+            header_part = combine_crc32([(zlib.crc32(start), length), (0, numel * dtype.itemsize)])
+            stated = Checksum("crc32", stated.value ^ header_part)
+        storage = Extent(extent.path, extent.offset + length, numel * dtype.itemsize, checksum=stated)
         return TensorSpec.view(dtype, storage, 0, header.shape, strides, big_endian=header.big_endian)
     # A deflated stream is inflated from its beginning: the storage is the whole record, the array a view of it.
     if length % dtype.itemsize:
@@ -220,7 +231,7 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
                     _add_tensor(layout, record, tensor, artifact)
                     written.add(tensor)
                 elif not is_weight and (record.removesuffix(_NPY),) not in artifact.drop:
-                    layout.add_copy(record, container.archive.extent(record))
+                    layout.add_copy(record, container.archive.extent(record, checked=True))
     for tensor in artifact.tensors:
         if tensor not in written:
             _add_tensor(layout, "/".join(part for part in tensor if part) + _NPY, tensor, artifact)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ckpttool.errors import NotFoundError, UnreadableError, UnsupportedError
-from ckpttool.tensors import Extent
+from ckpttool.tensors import Checksum, Extent
 
 __all__ = [
     "CENTRAL",
@@ -120,8 +120,13 @@ class Archive:
             nbytes, packed, header = _wide(self.path, name, extra, [nbytes, packed, header])
         return Entry(name, flags, method, crc, packed, nbytes, header)
 
-    def extent(self, name: str) -> Extent:
+    def extent(self, name: str, *, checked: bool = False) -> Extent:
         """Where the bytes of a record are.
+
+        Args:
+            name: Its name.
+            checked: Whether they shall be checked when they are read. A deflated record always is: inflating it costs
+                more than that, and a flipped bit in it spoils all that follows.
 
         Raises:
             UnreadableError: There is no such record, or its header contradicts the directory.
@@ -149,8 +154,10 @@ class Archive:
             raise self._damaged(f"the record {name} ends beyond the end of the file")
         if method == STORED and packed != nbytes:
             raise self._damaged(f"the record {name} has two sizes")
+        deflated = packed if method == _DEFLATED else None
         # torch.save can be told to write no CRC, and then writes 0.
-        return Extent(self.path, self.base + start, nbytes, packed if method == _DEFLATED else None, crc or None)
+        stated = Checksum("crc32", crc) if crc and (checked or deflated is not None) else None
+        return Extent(self.path, self.base + start, nbytes, deflated, stated)
 
     def read(self, name: str, limit: int | None = None) -> bytes:
         """The bytes of a record, checked against its CRC where one is recorded.
@@ -160,7 +167,7 @@ class Archive:
             limit: Give no more than so many bytes, unchecked.
         """
         with self.opened():
-            extent = self.extent(name)
+            extent = self.extent(name, checked=True)
             packed = extent.nbytes if extent.deflated is None else extent.deflated
             if extent.deflated is None:
                 data = self._read_at(extent.offset - self.base, packed if limit is None else min(packed, limit))
@@ -179,7 +186,7 @@ class Archive:
         if limit is None:
             if len(data) != extent.nbytes:
                 raise self._damaged(f"the record {name} is {len(data)} bytes long, not {extent.nbytes}")
-            if extent.crc32 is not None and zlib.crc32(data) != extent.crc32:
+            if extent.checksum is not None and zlib.crc32(data) != extent.checksum.value:
                 raise self._damaged(f"the checksum of the record {name} is wrong")
         return data
 
