@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tarfile
 from argparse import Namespace
 
 import pytest
@@ -330,18 +329,12 @@ def test_one_plain_file_in_a_directory_keeps_its_names_and_its_configuration(tmp
     average(tmp_path, tmp_path / "one.safetensors", last=2)
 
 
-@pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_a_nemo_archive_says_how_to_unpack_it_and_is_averaged_unpacked(tmp_path, mode):
+def test_an_unpacked_nemo_archive_is_a_directory_to_be_packed_again(tmp_path):
     for step in (1, 2):
         folder = tmp_path / f"step_{step}"
         save(folder / "model_weights.ckpt", state(step))
         (folder / "model_config.yaml").write_text("a: 1")
         (folder / "0123_tokenizer.model").write_bytes(b"spm")
-        with tarfile.open(tmp_path / f"step_{step}.nemo", mode) as archive:
-            archive.add(folder, arcname=".")
-    with pytest.raises(UnsupportedError, match=r"a \.nemo archive") as caught:
-        open_checkpoint(tmp_path / "step_1.nemo")
-    assert "tar -xf step_1.nemo" in caught.value.hint
     average([tmp_path / "step_1", tmp_path / "step_2"], tmp_path / "out")
     assert sorted(os.listdir(tmp_path / "out")) == ["0123_tokenizer.model", "model_config.yaml", "model_weights.ckpt"]
     assert_state(load(tmp_path / "out" / "model_weights.ckpt"), 1, 2)

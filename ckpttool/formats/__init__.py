@@ -59,6 +59,7 @@ _MODULES = {
     "distributed": "ckpttool.formats.distributed",
     "parts": "ckpttool.formats.parts",
     "safetensors": "ckpttool.formats.safetensors_file",
+    "nemo": "ckpttool.formats.nemo_archive",
     "torch": "ckpttool.formats.torch_file",
     "tensorflow": "ckpttool.formats.tensorflow_bundle",
     "npz": "ckpttool.formats.npz_file",

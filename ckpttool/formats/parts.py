@@ -70,21 +70,14 @@ class _Found:
     folders: tuple[str, ...] = ("",)
 
 
-def recognise(path: Path, head: bytes) -> bool:
-    """Whether a directory is such a checkpoint; or whether a file is the first of several that are one.
-
-    A .nemo archive is recognised as well, so that `read` can say what to do with it.
-    """
+def recognise(path: Path, head: bytes) -> bool:  # noqa: ARG001  the same question to all formats
+    """Whether a directory is such a checkpoint; or whether a file is the first of several that are one."""
     if not path.is_dir():
-        return _is_nemo(path, head) or _group_of(path) is not None
+        return _group_of(path) is not None
     names = os.listdir(path)
     if ".metadata" in names:
         return False
     return _zero3(path) is not None or _find(path) is not None
-
-
-def _is_nemo(path: Path, head: bytes) -> bool:
-    return path.suffix == ".nemo" and (head[257:262] == b"ustar" or head[:2] == b"\x1f\x8b")
 
 
 def rank_folders(path: Path) -> list[str]:
@@ -219,13 +212,6 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
             path=path,
             hint=f"Convert each checkpoint first: python zero_to_fp32.py {path.parent} OUTPUT --tag {path.name}"
             " (DeepSpeed has put the script there).",
-        )
-    if path.suffix == ".nemo" and not path.is_dir():
-        raise UnsupportedError(
-            f"{path}: a .nemo archive, which is not read as it is",
-            path=path,
-            hint=f"Unpack each one: mkdir {path.stem} && tar -xf {path.name} -C {path.stem}. Average the directories,"
-            " and pack the result: tar -cf averaged.nemo -C DIRECTORY .",
         )
     found = _find(path) if path.is_dir() else _group_of(path)
     if found is None:

@@ -25,7 +25,17 @@ from ckpttool.formats.torch_tree import Opaque, plain_tree
 from ckpttool.formats.zip_archive import Archive, first_name, open_archive
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile, TensorSpec
 
-__all__ = ["NAME", "PROVENANCE", "SUFFIXES", "TorchContainer", "lay_out", "read", "read_graph", "recognise"]
+__all__ = [
+    "NAME",
+    "PROVENANCE",
+    "SUFFIXES",
+    "TorchContainer",
+    "lay_out",
+    "read",
+    "read_graph",
+    "read_inside",
+    "recognise",
+]
 
 NAME = "torch"
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
@@ -122,7 +132,38 @@ def read_graph(path: Path) -> Iterator[tuple[Any, Storages, Mapping[str, Any] | 
     if head[:2] != b"PK":
         yield (*read_legacy(path), None)
         return
-    archive = open_archive(path)
+    with _graph_in(open_archive(path)) as found:
+        yield found
+
+
+@_no_garbage()
+def read_inside(path: Path, base: int, nbytes: int, *, section: str | None = None) -> Checkpoint:
+    """Open a torch file of the zip format that is a part of another file, as `read` does.
+
+    Args:
+        path: The other file.
+        base: Where in it the torch file begins.
+        nbytes: How long that is.
+        section: As for `read`.
+
+    Raises:
+        UsageError: As `read`.
+        UnreadableError: As `read`.
+        UnsupportedError: As `read`, and for the format before PyTorch 1.6.
+    """
+    with _opened(path) as file:
+        file.seek(base)
+        if file.read(2) != b"PK":
+            raise UnsupportedError(
+                f"{path}: what it holds is not in the zip format of PyTorch 1.6 and newer", path=path
+            )
+    with _graph_in(open_archive(path, base=base, nbytes=nbytes)) as (graph, storages, provenance):
+        return _checkpoint(path, section, graph, storages, provenance)
+
+
+@contextmanager
+def _graph_in(archive: Archive) -> Iterator[tuple[Any, Storages, Mapping[str, Any] | None]]:
+    path = archive.path
     with archive.opened():
         top = _top(archive)
         if top is None:

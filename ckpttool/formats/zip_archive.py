@@ -229,17 +229,22 @@ def first_name(head: bytes) -> str:
     return head[LOCAL.size : LOCAL.size + int.from_bytes(head[26:28], "little")].decode("utf-8", "replace")
 
 
-def open_archive(path: Path) -> Archive:
+def open_archive(path: Path, *, base: int = 0, nbytes: int | None = None) -> Archive:
     """Read the directory of an archive.
+
+    Args:
+        path: The file.
+        base: Where in it the archive begins.
+        nbytes: How long it is. The file is no shorter. None: all of the file.
 
     Raises:
         UnreadableError: There is none: the file is truncated, or no zip archive.
         UnsupportedError: It is one of several parts.
     """
     with _open(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        directory, count = _read_directory(Archive(path, size, {}, _file=file))
-    return Archive(path, size, _names(path, directory, count), _directory=directory)
+        size = os.fstat(file.fileno()).st_size if nbytes is None else nbytes
+        directory, count = _read_directory(Archive(path, size, {}, base, _file=file))
+    return Archive(path, size, _names(path, directory, count), base, directory)
 
 
 def archive_inside(path: Path, file: BinaryIO, base: int, nbytes: int) -> Archive:
