@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -34,10 +35,25 @@ def test_known_values(implementation, data, crc):
     assert crc32c.extend(0, data) == crc
 
 
-@pytest.mark.parametrize("nbytes", [4095, 4096, 16384, 32767, 32768, 32769, 300_001])
+@pytest.mark.parametrize("nbytes", [1023, 1024, 4097, 27315, 27316, 27317, 45456, 45457, 300_001, (1 << 20) + 1])
 def test_long_data_has_the_checksum_that_a_loop_over_its_bytes_finds(implementation, nbytes):
     data = random.Random(nbytes).randbytes(nbytes)
     assert crc32c.extend(7, data) == crc32c._extend_short(7, memoryview(data))
+
+
+def test_what_is_added_further_on_is_a_multiple_of_the_polynomial():
+    reach = crc32c._STEPS[-1]
+    powers = [crc32c._advance_one(1 << 31, 4 * (reach - step)) for step in (0, *crc32c._STEPS)]
+    assert powers[-1] == 1 << 31  # x^0: bits are in reflected order
+    assert powers[0] ^ powers[1] ^ powers[2] ^ powers[3] == 0
+
+
+def test_threads_do_not_disturb_each_other(monkeypatch):
+    monkeypatch.setattr(crc32c, "_library", lambda: None)
+    data = [random.Random(seed).randbytes(100_000 + seed) for seed in range(8)]
+    expected = [crc32c.extend(0, each) for each in data]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda each: crc32c.extend(0, each), data * 10)) == expected * 10
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,8 +1,10 @@
 """CRC-32C (Castagnoli), the checksum of TensorFlow checkpoints: with google-crc32c where it is, with numpy where not.
 
-A CRC is linear over GF(2): the checksum of a buffer is the exclusive or of the checksums of its words, each advanced
-over the zero bytes that follow it. So many words advance side by side in a numpy array, and no compiled extension is
-needed for a useful speed (about 0.5 GB/s; google-crc32c runs at the speed of memory).
+A CRC is the remainder of a polynomial over GF(2), and a multiple of the CRC's own polynomial with few terms shortens a
+message by a few exclusive ors: each word of 32 bits is added to three that stand further on, and is zero from then on.
+Where these are far away, thousands of words go in one numpy operation (S. Russell, "Chorba: a novel CRC32
+implementation", 2024, has the idea). What is left is short, and what each of its bits adds stands in a table. So no
+compiled extension is needed for a useful speed: about 2 GB/s on a thread, where google-crc32c does 5 to 10.
 
 The parameters are those of RFC 3720, appendix B.4: polynomial 0x1EDC6F41 in reflected order, initial value and final
 exclusive or 0xFFFFFFFF. "123456789" has the checksum 0xE3069283.
@@ -11,6 +13,7 @@ exclusive or 0xFFFFFFFF. "123456789" has the checksum 0xE3069283.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +27,16 @@ __all__ = ["combine", "extend", "is_accelerated", "mask", "unmask"]
 
 _POLYNOMIAL = 0x82F63B78
 _ONES = 0xFFFFFFFF
-_SHORT = 4096  # bytes; below, a loop over a table is faster than setting arrays up
-_LANES = 8192  # words that advance side by side: two tables of 256 KiB and three arrays of 32 KiB stay in cache
+_SHORT = 1024  # bytes; below, a loop over a table of bytes is faster than to set arrays up
+
+_STEPS = (4535, 5560, 6829)
+"""How many words further on a word is added: x^(32 * 6829) + x^(32 * 2294) + x^(32 * 1269) + 1 is a multiple of the
+polynomial, and 6829 - 2294 = 4535 and 6829 - 1269 = 5560. Of all such below 12,000, that with the longest first step
+for its reach. Found by looking for three powers of x^32 whose remainders add up to 1; no multiple has three terms only.
+"""
+
+_REACH = _STEPS[-1]
+_SEGMENT = 1 << 20  # bytes
 
 Matrix = tuple[int, ...]
 """A linear map of 32-bit words: the images of the 32 single bits, lowest first."""
@@ -159,31 +170,58 @@ def _byte_images(exponent: int) -> tuple[Words, Words, Words, Words]:
 
 
 @functools.cache
-def _row_tables() -> tuple[Words, Words]:
-    """Advance a word over a row of lanes: one look-up for its low half, one for its high half."""
+def _bit_images() -> Words:
+    """What each bit of `_REACH` words adds to the checksum, in the order of the bits; the last word ends the data."""
     import numpy as np
 
-    over_row = (_LANES * 4).bit_length() - 1
-    halves = np.arange(65536, dtype=np.uint32)
-    return _advance(over_row, halves), _advance(over_row, halves << np.uint32(16))
+    # A word adds what it comes to when it is advanced over itself and all that follows.
+    images = _advance(2, np.uint32(1) << np.arange(32, dtype=np.uint32))
+    exponent = 2
+    while images.size < 32 * _REACH:
+        images = np.concatenate([_advance(exponent, images), images])
+        exponent += 1
+    return np.ascontiguousarray(images[-32 * _REACH :])
+
+
+class _Buffer(threading.local):
+    """A thread's room for a segment: fresh memory would be cleared by the kernel every time."""
+
+    words: Words | None = None
+
+    def take(self, count: int) -> Words:
+        import numpy as np
+
+        if self.words is None:
+            self.words = np.empty(_SEGMENT // 4, dtype=np.uint32)
+        return self.words[:count]
+
+
+_buffer = _Buffer()
 
 
 def _sum(view: memoryview) -> int:
-    """The linear part of the checksum: initial value and final exclusive or are zero."""
+    """The linear part of the checksum, of any length: initial value and final exclusive or are zero."""
+    total = 0
+    for start in range(0, len(view), _SEGMENT):
+        segment = view[start : start + _SEGMENT]
+        total = _advance_one(total, len(segment)) ^ _sum_segment(segment)
+    return total
+
+
+def _sum_segment(view: memoryview) -> int:
     import numpy as np
 
-    data = np.frombuffer(view, dtype=np.uint8)
-    first = data.size % (_LANES * 4)
-    # Zero bytes in front change nothing, so the odd bytes fill the end of a row of their own.
-    row = np.zeros(_LANES * 4, dtype=np.uint8)
-    row[row.size - first :] = data[:first]
-    lanes = row.view("<u4").astype(np.uint32)
-    low, high = _row_tables()
-    # "<u4" on data that does not start on a multiple of four is fine: numpy reads it unaligned.
-    for words in data[first:].view("<u4").reshape(-1, _LANES):
-        lanes = low[lanes & np.uint32(0xFFFF)] ^ high[lanes >> np.uint32(16)]
-        lanes ^= words
-    while lanes.size > 1:
-        half = lanes.size // 2
-        lanes = _advance((half * 4).bit_length() - 1, lanes[:half]) ^ lanes[half:]
-    return _advance_one(int(lanes[0]), 4)
+    words = _buffer.take(-(-len(view) // 4))
+    raw = words.view(np.uint8)
+    padding = raw.size - len(view)
+    raw[:padding] = 0  # zero bytes in front change nothing
+    raw[padding:] = np.frombuffer(view, dtype=np.uint8)
+    ends = words.size - _REACH
+    for start in range(0, ends, _STEPS[0]):
+        stop = min(start + _STEPS[0], ends)
+        for step in _STEPS:
+            later = words[start + step : stop + step]
+            np.bitwise_xor(later, words[start:stop], out=later)
+    left = words[-_REACH:].view(np.uint8)
+    bits = np.unpackbits(left, bitorder="little")
+    return int(np.bitwise_xor.reduce(_bit_images()[-bits.size :] * bits))
