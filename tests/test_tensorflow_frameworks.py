@@ -15,7 +15,11 @@ import numpy as np
 import pytest
 from filler import artifact_like, fill, loaded, mean
 
+from ckpttool.engine import execute
+from ckpttool.errors import UnreadableError
 from ckpttool.formats import tensorflow_bundle as bundles
+from ckpttool.plan import make_plan
+from ckpttool.selection.discovery import from_paths
 
 pytestmark = [
     pytest.mark.frameworks,
@@ -193,3 +197,35 @@ def test_tensorflow_restores_the_optimizer_of_tensorflow_1(tf, tmp_path):
         variable = tf.compat.v1.get_variable("scope/w", shape=(1, 2))
         tf.compat.v1.train.Saver().restore(session, str(tmp_path / "model.ckpt-7"))
         assert np.array_equal(session.run(variable), loaded(checkpoint)["", "scope/w"])
+
+
+def saved(tf, directory, seed):
+    """A checkpoint with numbers and an array of strings, as TensorFlow writes it."""
+    values = np.random.default_rng(seed).standard_normal((200, 30)).astype(np.float32)
+    words = tf.Variable([b"the", b"", b"words" * 50], dtype=tf.string)
+    half = tf.Variable(values[:3], dtype=tf.bfloat16)
+    return Path(
+        tf.train.Checkpoint(w=tf.Variable(values), half=half, words=words).write(str(directory / f"ckpt-{seed}"))
+    )
+
+
+@pytest.mark.parametrize("key", ["w", "half", "words"])
+@pytest.mark.parametrize("position", [0, 100, -1])
+def test_what_tensorflow_refuses_is_refused(tf, tmp_path, key, position):
+    prefixes = [saved(tf, tmp_path, seed) for seed in (1, 2)]
+    paths = [prefix.with_name(f"{prefix.name}.index") for prefix in prefixes]
+    execute(make_plan(from_paths(paths).entries, tmp_path / "sound"))
+    full = f"{key}/.ATTRIBUTES/VARIABLE_VALUE"
+    reader = tf.train.load_checkpoint(str(tmp_path / "sound/ckpt-2"))
+    assert reader.get_tensor("words/.ATTRIBUTES/VARIABLE_VALUE").tolist() == [b"the", b"", b"words" * 50]
+    reader.get_tensor(full)
+    bundle = bundles.read(paths[1]).container
+    entry = bundle.entries[full]
+    data = bytearray(bundle.data_file(entry).read_bytes())
+    data[entry.offset + position % entry.nbytes] ^= 0x20
+    bundle.data_file(entry).write_bytes(data)
+    with pytest.raises(tf.errors.OpError):
+        tf.train.load_checkpoint(str(prefixes[1])).get_tensor(full)
+    with pytest.raises(UnreadableError, match=f"{key}.* is damaged"):
+        execute(make_plan(from_paths(paths).entries, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

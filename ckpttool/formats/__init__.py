@@ -137,7 +137,7 @@ def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoi
     raise UnsupportedError(
         f"{path}: not a checkpoint of a known format (it starts with {head[:8]!r})",
         path=path,
-        hint="ckpttool reads safetensors, PyTorch (.pt, .pth, .ckpt, .bin), TensorFlow (.index) and .npz files.",
+        hint="ckpttool reads safetensors, PyTorch (.pt, .pth, .ckpt, .bin), TensorFlow (.index), .npz and .nemo files.",
     )
 
 
