@@ -24,7 +24,7 @@ from ckpttool.engine import execute, execute_together
 from ckpttool.engine.numerics import Scratch
 from ckpttool.engine.storage_io import Sources
 from ckpttool.engine.verification import Verification
-from ckpttool.errors import MismatchError, NonFiniteError, UnreadableError
+from ckpttool.errors import CkpttoolError, MismatchError, NonFiniteError, UnreadableError
 from ckpttool.formats import bundle_entries, open_checkpoint
 from ckpttool.formats.bundle_entries import Entry
 from ckpttool.plan import Plan, make_plan
@@ -286,7 +286,20 @@ def test_several_averages_in_one_pass_are_checked_once(tmp_path: Path, monkeypat
 
 def test_one_file_as_two_members_is_no_damage(tmp_path: Path) -> None:
     path = bundle(tmp_path / "in", 1)
-    execute(make_plan(from_paths([path]).entries * 3, tmp_path / "out"), chunk_elements=CHUNK)
+    plan = make_plan(from_paths([path]).entries * 3, tmp_path / "out")
+    execute(plan, chunk_elements=CHUNK)
+    shutil.rmtree(plan.output)
+    flip(open_checkpoint(path).weights["net/large"].storage, -1)
+    refused(plan, "net/large is damaged")
+
+
+def test_what_was_not_read_to_its_end_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No way is known to get there; if there is one, it shall not be silent."""
+    paths = [bundle(tmp_path / "in", step) for step in (1, 2)]
+    monkeypatch.setattr(Verification, "note", lambda *_: None)
+    with pytest.raises(CkpttoolError, match="was not checked"):
+        execute(plan_of(paths, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 @given(

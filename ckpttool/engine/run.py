@@ -137,7 +137,8 @@ def execute_together(
             check_output(plan.output, plan.files, force=plan.force, inputs=inputs)
         first_parent = Path(os.path.realpath(plans[0].output)).parent
         sources = stack.enter_context(contextlib.closing(Sources(first_parent if first_parent.is_dir() else None)))
-        tasks = Preparation(plans, sources).tasks(max(1, chunk_elements))
+        preparation = Preparation(plans, sources)
+        tasks = preparation.tasks(max(1, chunk_elements))
         stages = [
             stack.enter_context(StagedOutput(plan.output, plan.files, force=plan.force, inputs=inputs))
             for plan in plans
@@ -145,6 +146,7 @@ def execute_together(
         run = _Run(plans, stages)
         bytes_read = run.do(tasks, jobs, on_progress or _ignore)
         sources.check_unchanged()
+        preparation.check_verified()
         run.seal()
         for plan, stage in zip(plans, stages, strict=True):
             stage.publish(_verifier(plan))

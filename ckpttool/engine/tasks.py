@@ -199,6 +199,15 @@ class Preparation:
         tasks.extend(each for each in self._verifications.values() if each.reader is None)
         return tasks
 
+    def check_verified(self) -> None:
+        """Make sure, when all tasks are done, that what has a checksum was compared with it.
+
+        Raises:
+            CkpttoolError: Something was not.
+        """
+        for verification in self._verifications.values():
+            verification.check_done()
+
     def _tensors(self) -> list[tuple[TensorTask, Recipe]]:
         """The tensors that some plan has a place for, ordered by that place; of a tensor in pieces, each region."""
         places: list[dict[TensorId, dict[Region | None, _Place]]] = []

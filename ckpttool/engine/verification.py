@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ckpttool.checksums.by_kind import checksum, combined
-from ckpttool.errors import UnreadableError
+from ckpttool.errors import CkpttoolError, UnreadableError
 from ckpttool.tensors import Checksum
 
 if TYPE_CHECKING:
@@ -79,6 +79,20 @@ class Verification:
         if found != self.stated.value:
             raise damaged(self.source.path, self.label)
 
+    def check_done(self) -> None:
+        """Make sure that all of the bytes were compared.
+
+        Raises:
+            CkpttoolError: They were not, or more than once.
+        """
+        if self._left:
+            raise CkpttoolError(
+                f"{self.source.path}: the checksum of {self.label} was not checked; nothing was written",
+                path=self.source.path,
+                tensor=self.label,
+                hint="This is a defect of ckpttool. Please report it with the plan (--dry-run --json).",
+            )
+
     def read(self, scratch: Scratch) -> None:
         """Read all of the bytes for the checksum's sake alone.
 
@@ -90,5 +104,6 @@ class Verification:
             data = scratch.take("verification", min(_STEP, self.nbytes - start), np.uint8)
             self.source.read_into(data.data, self.position + start, self.label)
             parts.append((checksum(self.stated.kind, data.data), data.nbytes))
+        self._left = 0
         if combined(self.stated.kind, parts) != self.stated.value:
             raise damaged(self.source.path, self.label)
