@@ -18,6 +18,7 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
@@ -41,6 +42,8 @@ _RECORD = 20 * _BLOCK
 """Tar archives are filled up to a multiple of this."""
 _MAX_HEADER = 1 << 20
 """Bytes of one extended header: a few names and times."""
+_MAX_LOOK = 256
+"""Members to look at before a tar archive of another name is something else: a data set has millions."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ def recognise(path: Path, head: bytes) -> bool:
     if path.suffix.lower() == ".nemo":
         return True
     try:
-        return any(_plain_name(member).split("/")[0] in {_CONFIG, _WEIGHTS} for member in _members(path))
+        first = islice(_members(path), _MAX_LOOK)
+        return any(_plain_name(member).split("/")[0] in {_CONFIG, _WEIGHTS} for member in first)
     except UnreadableError:
         return False
 
@@ -117,19 +121,13 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
     members = list(_members(path))
     named = [(_plain_name(member), member) for member in members]
     for _, member in named:
-        _check_member(path, member)
+        _check_name(path, member)
     found = [member for name, member in named if name == _WEIGHTS]
     if not found:
         raise _without_weights(path, [name for name, _ in named])
     if len(found) > 1:
         raise UnreadableError(f"{path}: holds two files {_WEIGHTS}", path=path)
     (member,) = found
-    if not member.isreg() or member.issparse():
-        raise UnsupportedError(
-            f"{path}: {_WEIGHTS} is no plain file in it, but a link or the like",
-            path=path,
-            hint=_unpacking(path),
-        )
     try:
         weights = torch_file.read_inside(path, member.offset_data, member.size, section=section)
     except UnsupportedError as error:
@@ -188,23 +186,19 @@ def _end(member: tarfile.TarInfo) -> int:
 
 
 def _plain_name(member: tarfile.TarInfo) -> str:
-    """The name without the "./" that all of NeMo's begin with."""
-    return member.name.removeprefix("./")
+    """The name without the "./" that all of NeMo's begin with, and without any other way to say the same."""
+    return PurePosixPath(member.name).as_posix()
 
 
-def _check_member(path: Path, member: tarfile.TarInfo) -> None:
+def _check_name(path: Path, member: tarfile.TarInfo) -> None:
     """Make sure that unpacking the archive, and so the output, would write nowhere but in one directory."""
-    links = (member.linkname,) if member.issym() or member.islnk() else ()
-    for name in (member.name, *links):
-        place = PurePosixPath(name.replace("\\", "/"))
-        if place.is_absolute() or ".." in place.parts or name[1:2] == ":":
-            raise UnreadableError(
-                f"{path}: the member {member.name!r} leads out of the directory that it would be unpacked in",
-                path=path,
-                hint="The file was made to mislead. Do not unpack it.",
-            )
-    if not (member.isreg() or member.isdir() or links):
-        raise UnreadableError(f"{path}: the member {member.name!r} is a device or the like", path=path)
+    place = PurePosixPath(member.name.replace("\\", "/"))
+    if place.is_absolute() or ".." in place.parts or member.name[1:2] == ":":
+        raise UnreadableError(
+            f"{path}: the member {member.name!r} leads out of the directory that it would be unpacked in",
+            path=path,
+            hint="The file was made to mislead. Do not unpack it.",
+        )
 
 
 class _Headers:
@@ -225,6 +219,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
 
     Raises:
         UnreadableError: It is truncated or damaged.
+        UnsupportedError: There are links in it, devices, or files with holes. NeMo writes none.
     """
     import tarfile
 
@@ -232,7 +227,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
         return UnreadableError(
             f"{path}: the tar archive is damaged: {what}",
             path=path,
-            hint="The file is truncated: the export may have been interrupted, or a copy was not finished.",
+            hint="The file is damaged or incomplete: the export may have been interrupted, or a copy was not finished.",
         )
 
     at = 0
@@ -244,6 +239,12 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
             while (member := archive.next()) is not None:
                 if member.size < 0 or member.offset < at:
                     raise damaged(f"{member.name!r} has {member.size} bytes")
+                if not (member.isreg() or member.isdir()) or member.issparse():
+                    raise UnsupportedError(
+                        f"{path}: the member {member.name!r} is neither a plain file nor a directory",
+                        path=path,
+                        hint="NeMo puts nothing else into an archive. If you trust it, unpack and pack it again.",
+                    )
                 if "size" in archive.pax_headers:
                     raise damaged("one size is stated for all members")
                 at = _end(member)
