@@ -137,6 +137,9 @@ _HF_WEIGHTS = (
     "adapter_model.safetensors",
     "adapter_model.bin",
 )
+_SLICES = ("sharded", "shard-*-model-*.safetensors")
+"""What torch.distributed.checkpoint's HuggingFaceStorageWriter saves, a file for each rank."""
+
 _HF_CARRY = (
     # config.json, generation_config.json, adapter_config.json, special_tokens_map.json, preprocessor_config.json, ...
     "*.json",
@@ -343,6 +346,7 @@ LAYOUTS: tuple[Layout, ...] = (
             "adapter_model*.bin",
             "global_step*",
             "pytorch_model_fsdp*",
+            *_SLICES,
         ),
         leavings=(
             Rule(r"checkpoint-\d+-merged|.*-merged", "a merged model"),
@@ -428,8 +432,8 @@ LAYOUTS: tuple[Layout, ...] = (
         "torchtitan",
         (r"step-(?P<step>\d+)",),
         "directory",
-        weights=(".metadata", "model.safetensors.index.json"),
-        markers=(".metadata", "model.safetensors.index.json"),
+        weights=(".metadata", "model.safetensors.index.json", "sharded"),
+        markers=(".metadata", "model.safetensors.index.json", *_SLICES),
     ),
     Layout(
         "torchtune",
@@ -466,13 +470,13 @@ LAYOUTS: tuple[Layout, ...] = (
         section="state_dict",
         carry=("meta.pt", "context/*"),
     ),
-    # Any other trainer's directories of torch.distributed.checkpoint.
+    # Any other trainer's directories of torch.distributed.checkpoint, in its own format or in safetensors.
     Layout(
         "dcp",
         (r"(?:[^=]*[-_])?ep(?:och)?[-_]?(?P<epoch>\d+)", r"(?:[^=]*[^=\d])?(?P<step>\d+)(?:\.ckpt)?"),
         "directory",
-        weights=(".metadata",),
-        markers=(".metadata",),
+        weights=(".metadata", "sharded"),
+        markers=(".metadata", *_SLICES),
         carry=("*.json", "*.yaml"),
     ),
     Layout(
