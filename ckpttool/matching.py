@@ -115,7 +115,8 @@ def match(checkpoints: Sequence[Checkpoint], newest: int, policy: KeyPolicy, *, 
                 difference,
                 path=checkpoint.path,
                 tensor=spoken((missing or extra)[0]),
-                hint="--keys intersection averages what all have; --keys newest keeps the newest's names.",
+                hint=_doubts(checkpoint, checkpoints[newest])
+                + "--keys intersection averages what all have; --keys newest keeps the newest's names.",
             )
         notes.append(difference)
         if policy == "intersection":
@@ -198,8 +199,13 @@ def _check_alike(
             f"and {shown(wanted[name])} in {newest.path}{others}",
             path=checkpoint.path,
             tensor=spoken(name),
-            hint="Only checkpoints of one architecture can be averaged; --exclude leaves a file out.",
+            hint=_doubts(checkpoint, newest)
+            + "Only checkpoints of one architecture can be averaged; --exclude leaves a file out.",
         )
+
+
+def _doubts(*checkpoints: Checkpoint) -> str:
+    return "".join(f"{each.doubt} " for each in checkpoints if each.doubt)
 
 
 def _kind(spec: TensorSpec) -> str:
