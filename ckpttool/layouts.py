@@ -17,6 +17,7 @@ __all__ = [
     "COMMON_LEAVINGS",
     "EARLIER_AVERAGE",
     "LAYOUTS",
+    "MARKED_FOLDERS",
     "WEIGHT_FILES",
     "WEIGHT_SUFFIXES",
     "Layout",
@@ -26,10 +27,17 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Names that are left out: a regular expression for the whole name, and why."""
+    """Names that are left out: a regular expression for the whole name, and why.
+
+    Attributes:
+        pattern: The regular expression.
+        reason: Why, as a phrase.
+        owner: Name of what it belongs to, with the groups of the pattern; if that is missing, it is said.
+    """
 
     pattern: str
     reason: str
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,8 @@ class Layout:
         section: Where the weights are inside a file; empty for a bare state dict. The content decides; this is for
             documentation and messages.
         weights: For directories: globs of the files that hold the weights, best first.
-        markers: For directories: globs of which one must be inside, or the directory is unfinished.
+        markers: For directories: globs of which one must be inside, or the directory is unfinished. With a slash: in a
+            folder of that name.
         carry: Globs of companions that a copy of the model needs.
         never: Globs of companions that do not belong to an average.
         sidecars: Where metrics stand beside a checkpoint; ``{stem}`` and ``{name}`` are the entry's.
@@ -202,7 +211,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "opennmt-py",
         (r".*_step_(?P<step>\d+)\.pt",),
         section="model+generator",
-        leavings=(Rule(r".*_step_\d+\.safetensors", "the weights of the .pt of the same name"),),
+        leavings=(Rule(r"(.*_step_\d+)\.safetensors", "the weights of the .pt of the same name", r"\1.pt"),),
     ),
     Layout(
         "eole",
@@ -217,14 +226,17 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "opennmt-tf",
         (r"ckpt-(?P<step>\d+)\.index",),
-        leavings=(Rule(r"avg", _AVERAGE), Rule(r"ckpt-\d+\.data-.*", "belongs to the .index of the same name")),
+        leavings=(
+            Rule(r"avg", _AVERAGE),
+            Rule(r"(ckpt-\d+)\.data-.*", "belongs to the .index of the same name", r"\1.index"),
+        ),
         carry=("checkpoint",),
     ),
     Layout(
         "tensor2tensor",
         (r"model\.ckpt-(?P<step>\d+)\.index",),
         leavings=(
-            Rule(r"model\.ckpt-\d+\.(?:data-.*|meta)", "belongs to the .index of the same name"),
+            Rule(r"(model\.ckpt-\d+)\.(?:data-.*|meta)", "belongs to the .index of the same name", r"\1.index"),
             Rule(r".*_temp_.*", "a temporary name: a half-written checkpoint"),
             Rule(r"avg", _AVERAGE),
         ),
@@ -450,7 +462,7 @@ LAYOUTS: tuple[Layout, ...] = (
         (r"step(?P<step>\d+)",),
         "directory",
         weights=("model_and_optim",),
-        markers=("model_and_optim",),
+        markers=("model_and_optim/.metadata",),
         leavings=(Rule(r"step\d+-merged", _AVERAGE),),
         carry=("config.json", ".metadata.json", "data_paths.txt"),
         never=("train",),
@@ -465,7 +477,7 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
         "directory",
         weights=(".metadata", "weights"),
-        markers=(".metadata", "weights"),
+        markers=(".metadata", "weights/.metadata"),
         aliases=(Rule(r"last(?:-v\d+)?(?:\.ckpt)?|.*-last(?:\.ckpt)?", _LAST),),
         section="state_dict",
         carry=("meta.pt", "context/*"),
@@ -582,3 +594,6 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
 )
 """Every framework's model directory. Of rows that fit a directory equally well and alike, the first one names it."""
+
+MARKED_FOLDERS = frozenset(glob.split("/")[0] for row in LAYOUTS for glob in row.markers if "/" in glob)
+"""Names of folders inside of checkpoints in which a marker may be."""

@@ -111,7 +111,7 @@ EXAMPLES = {
     "olmo-core": (
         {"step900": (900, None), "step1000": (1000, None)},
         ["step1000-merged"],
-        ("model_and_optim", "train"),
+        ("model_and_optim", "model_and_optim/.metadata", "train"),
     ),
     "lightning-sharded": (
         {"epoch=0-step=900.ckpt": (900, 0), "epoch=1-step=1000.ckpt": (1000, 1)},

@@ -20,8 +20,10 @@ from typing import Literal
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UsageError
 from ckpttool.formats import format_of_directory
 from ckpttool.formats.parts import rank_folders
+from ckpttool.layouts import MARKED_FOLDERS
 from ckpttool.selection.choice import Discovery, Entry, Unit, stated_step, weights_file
 from ckpttool.selection.detection import Classified, Named, classify, detect, name_numbers
+from ckpttool.selection.kinds import question
 from ckpttool.tensors import Checkpoint, Skipped
 
 __all__ = ["discover", "from_paths"]
@@ -35,7 +37,7 @@ def _list(directory: Path) -> dict[str, tuple[str, ...] | None]:
             for item in items:
                 if item.is_dir():
                     try:
-                        listing[item.name] = tuple(os.listdir(item.path))
+                        listing[item.name] = _inside(item.path)
                     except OSError:
                         listing[item.name] = ()
                 elif item.is_file():
@@ -51,6 +53,15 @@ def _list(directory: Path) -> dict[str, tuple[str, ...] | None]:
     except OSError as error:
         raise UnreadableError(f"{directory}: cannot be listed ({error.strerror})", path=directory) from error
     return listing
+
+
+def _inside(directory: str) -> tuple[str, ...]:
+    """The names in a directory, and one level further down those that mark a checkpoint as finished."""
+    names = os.listdir(directory)
+    for folder in MARKED_FOLDERS.intersection(names):
+        with suppress(OSError):
+            names += [f"{folder}/{name}" for name in os.listdir(f"{directory}/{folder}")]
+    return tuple(names)
 
 
 def discover(
@@ -105,7 +116,7 @@ def discover(
         Skipped(directory / name, hidden[name])
         for name in classify(found.layout, {name: everything[name] for name in hidden}).entries
     ]
-    entries, notes, warnings = _with_steps(directory, found, section)
+    entries, notes, warnings = _with_steps(directory, found, section, mixed=bool(include))
     entries, twins = _without_twins(entries)
     _refuse_equal_steps(directory, entries)
     skipped += twins
@@ -164,13 +175,29 @@ def _readable(entries: Iterable[Entry]) -> tuple[Entry, Checkpoint] | None:
     return None
 
 
-def _with_steps(directory: Path, found: Classified, section: str | None) -> tuple[list[Entry], list[str], list[str]]:
-    """The entries in their order, on one scale: all by their contents, or all by their names."""
+def _with_steps(
+    directory: Path, found: Classified, section: str | None, *, mixed: bool
+) -> tuple[list[Entry], list[str], list[str]]:
+    """The entries in their order, on one scale: all by their contents, or all by their names.
+
+    Args:
+        directory: The model directory.
+        found: Its names.
+        section: Where the weights are inside the files.
+        mixed: Whether the user has chosen among the names, so that their kinds are no question any more.
+    """
     keys = {name: _name_key(named) for name, named in found.entries.items()}
     units = {key[0] for key in keys.values() if key is not None}
     unit: Unit | None = units.pop() if len(units) == 1 and all(keys.values()) else None
     plain = [
-        Entry(directory / name, epoch=named.epoch, section=section, weights=found.layout.weights)
+        Entry(
+            directory / name,
+            epoch=named.epoch,
+            section=section,
+            weights=found.layout.weights,
+            kind=() if mixed else named.kind,
+            alike=named.alike,
+        )
         for name, named in found.entries.items()
     ]
     numbers = {entry.path: (keys[entry.name] or ("step", 0))[1] for entry in plain}
@@ -208,7 +235,7 @@ def _with_steps(directory: Path, found: Classified, section: str | None) -> tupl
         return by_name(), [], [warning]
     without = next(entry.name for entry, step in zip(plain, steps, strict=True) if step is None)
     if unit is None:
-        raise UsageError(
+        raise question(str(directory), plain, both=False) or UsageError(
             f"{directory}: some names count epochs and others steps, and {without} does not say its step",
             hint="Choose one kind with --include or --exclude.",
             path=directory,
@@ -240,7 +267,8 @@ def _same_file(path: Path, other: Path) -> str:
 def _refuse_equal_steps(directory: Path, entries: list[Entry]) -> None:
     for first, second in pairwise(entries):
         if first.order == second.order:
-            raise UsageError(
+            asked = question(str(directory), entries, both=False)
+            raise asked or UsageError(
                 f"{directory}: {first.name} and {second.name} have the same {first.unit} {first.order}",
                 hint=f"Leave one out, for instance with --exclude {second.name!r}; or choose one kind with --include.",
                 path=directory,
