@@ -214,7 +214,6 @@ class Checkpoint:
         files: Every file that belongs to the checkpoint.
         state: Dotted key paths of training state (optimizer, scaler, scheduler) that the container holds.
         notes: Sentences about this file that a user should read.
-        doubt: A sentence for where it does not fit the others: what may be missing of it without showing.
         container: The format's own view of the file, which it needs to write the same kind of file again.
     """
 
@@ -230,7 +229,6 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
     state: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    doubt: str = ""
     container: Any = None
 
     def tensors(self) -> dict[TensorId, TensorSpec]:

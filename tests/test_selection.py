@@ -197,6 +197,25 @@ def test_a_directory_of_unfinished_checkpoints_says_what_they_lack(tmp_path):
     assert caught.value.hint.startswith("As torchtitan has it, step-10 is unfinished or not a checkpoint: no .metadata")
 
 
+def test_numbered_runs_that_hold_checkpoints_are_a_question(tmp_path):
+    """Each with the model that it ended in: their average would be of two runs."""
+    for run in ("s1", "s2"):
+        save(tmp_path / run / "model.safetensors")
+        for step in (10, 20):
+            save(tmp_path / run / f"checkpoint-{step}" / "model.safetensors", step=step)
+    with pytest.raises(UsageError, match=r"further down: s1 \(2 checkpoints\), s2 \(2 checkpoints\)"):
+        discover(tmp_path)
+
+
+def test_one_checkpoint_is_never_the_last_two(tmp_path):
+    save(tmp_path / "run" / "checkpoint-10" / "model.safetensors", step=10)
+    with pytest.raises(NotFoundError, match="there is only 1 checkpoint, step 10") as caught:
+        discover(tmp_path / "run").last(2)
+    assert caught.value.hint == "--last 1 writes it as it is."
+    with pytest.raises(NotFoundError, match="run/checkpoint-10: one checkpoint, and the last 2 were asked for"):
+        discover(tmp_path / "run" / "checkpoint-10").last(2)
+
+
 @pytest.mark.parametrize("folder", ["model_and_optim", "weights"])
 def test_a_marker_one_level_down_marks_a_finished_checkpoint(tmp_path, folder):
     """OLMo-core's and NeMo's directories of torch.distributed.checkpoint: its `.metadata` is written last."""

@@ -104,11 +104,9 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
     families = [family, *_modules(path, notes)] if family is not None else list(components.values())
     parts: list[Part] = []
     laid: list[Family] = []
-    doubt = ""
     for each in families:
         opened = _parts(path, each, section, _naming(each, components, alone=chosen is not None), notes)
         if slices.are_sliced(opened):
-            doubt = slices.doubt(path, opened)
             opened = slices.put_together(path, opened)
             if each.index is None:  # of files that are not there yet
                 index = "model.safetensors.index.json" if len(opened) > 1 else None
@@ -143,7 +141,6 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
         files=(*whole.files, *(path / each.path(each.index) for each in families if each.index)),
         state=state,
         notes=tuple(dict.fromkeys(notes)),
-        doubt=doubt,
         container=Directory(tuple(parts), tuple(companions), tuple(laid)),
     )
 

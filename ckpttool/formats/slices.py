@@ -19,7 +19,7 @@ from ckpttool.errors import UnreadableError
 from ckpttool.formats.directories import Part
 from ckpttool.tensors import Piece, TensorSpec
 
-__all__ = ["FOLDER", "are_sliced", "doubt", "is_slice_file", "put_together", "slice_files"]
+__all__ = ["FOLDER", "are_sliced", "is_slice_file", "put_together", "slice_files"]
 
 FOLDER = "sharded"
 """Where the slices are when the files that they are consolidated into lie above them."""
@@ -166,15 +166,6 @@ def _whole(path: Path, name: str, found: Sequence[tuple[Part, Piece]], parts: Se
             said = f": an unfinished checkpoint{gone}"
             hint = "The run may have been interrupted while it was saving, or a copy was not finished."
         raise UnreadableError(f"{path}: {name}, {where}: {error}{said}", path=path, tensor=name, hint=hint) from error
-
-
-def doubt(path: Path, parts: Sequence[Part]) -> str:
-    """What cannot be known of a directory: whether there was a further rank, whose file is not there."""
-    ranks = {int(match["rank"]) for part in parts if (match := _match(part.name))}
-    if not ranks:
-        return ""
-    which = f"of ranks up to {max(ranks)}" if max(ranks) > 1 else "of rank 1"
-    return f"{path.name} has files {which}, and how many ranks there were is not stored: it may be unfinished."
 
 
 def _missing(parts: Sequence[Part]) -> list[str]:

@@ -246,12 +246,20 @@ class Discovery:
         if n > 1:
             self._ask_for_one_kind()
         result = self._newest(n, keep=True)
-        if len(result.entries) < n:
+        count = len(result.entries)
+        if self.layout == "single" and n > 1:
             raise NotFoundError(
-                f"{self._where()}the last {n} were asked for, and there are only {result.describe()}",
-                hint=f"Ask for --last {len(result.entries)}, or leave --last away to take all there are."
-                if result.entries
-                else None,
+                f"{result.entries[0].path}: one checkpoint, and the last {n} were asked for",
+                hint="Name the directory that the checkpoints are in. --last 1 writes this one as it is.",
+                path=result.entries[0].path,
+            )
+        if count < n:
+            raise NotFoundError(
+                f"{self._where()}the last {n} were asked for, and there {'is' if count == 1 else 'are'} only"
+                f" {result.describe()}",
+                hint="--last 1 writes it as it is."
+                if count == 1
+                else f"Ask for --last {count}, or leave --last away to take all there are.",
                 path=self.directory,
             )
         return result

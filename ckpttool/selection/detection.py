@@ -198,6 +198,8 @@ def classify(layout: Layout, listing: Listing) -> Classified:
 _INTEGER = re.compile(r"(?<!\d)(?<!\d\.)\d+(?!\.?\d)")
 _STEP_WORD = re.compile(r"(?:steps?|iters?|iterations?|it|updates?|batch|ba|global_?step|kimg)[-_=.]?$", re.IGNORECASE)
 _EPOCH_WORD = re.compile(r"(?:epochs?|ep|e)[-_=.]?$", re.IGNORECASE)
+_RUN_WORD = re.compile(r"(?<![a-z])(?:seed|fold|run|trial|exp|experiment|version|split)[-_=.]?$", re.IGNORECASE)
+"""What a directory's number counts where it is a run of its own."""
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -223,11 +225,15 @@ def _generic(listing: Listing) -> list[Classified]:
             numbers = list(_INTEGER.finditer(stem))
             steps = [number for number in numbers if _STEP_WORD.search(stem[: number.start()])]
             epochs = [number for number in numbers if _EPOCH_WORD.search(stem[: number.start()])]
+            if is_directory and not steps and not epochs and _RUN_WORD.search(stem[: numbers[-1].start()]):
+                continue
             if steps or not epochs:
                 chosen = steps[-1] if steps else numbers[-1]
                 entries[name] = Named(name, step=int(chosen.group()))
             else:
                 entries[name] = Named(name, epoch=int(epochs[-1].group()))
+        if not entries:
+            continue
         layout = Layout("generic", (), "directory" if is_directory else "file", weights=WEIGHT_FILES)
         others = tuple(name for name in base.unexplained if name not in entries)
         why = f"no framework's pattern fits; {len(entries)} names follow {template}"

@@ -112,6 +112,9 @@ def discover(
         if hidden and error.hint is None:
             error.hint = f"{len(hidden)} names were left out by --include or --exclude."
         raise
+    if found.layout.name == "generic" and found.layout.kind == "directory":
+        # Runs beside each other, with the model that each has ended in, are numbered as well.
+        _ask_for_subdirectory(directory, {name: everything[name] for name in found.entries}, known=True)
     skipped = [
         Skipped(directory / name, hidden[name])
         for name in classify(found.layout, {name: everything[name] for name in hidden}).entries
@@ -133,17 +136,25 @@ def discover(
     )
 
 
-def _ask_for_subdirectory(directory: Path, listing: dict[str, tuple[str, ...] | None]) -> None:
-    """Raise a question where the checkpoints are up to three levels further down."""
+def _ask_for_subdirectory(directory: Path, listing: dict[str, tuple[str, ...] | None], *, known: bool = False) -> None:
+    """Raise a question where the checkpoints are further down.
+
+    Args:
+        directory: The model directory.
+        listing: Its names, and those inside.
+        known: Whether only those count that a framework's row knows, one level down; else any, up to three levels.
+    """
     inside: list[str] = []
     level = sorted(name for name, inner in listing.items() if inner and not name.startswith("."))[:100]
-    for _ in range(3):
+    for _ in range(1 if known else 3):
         deeper: list[str] = []
         for name in level:
             below = _list(directory / name)
             try:
                 found = detect(below, where=name)
-                inside.append(f"{name} ({len(found.entries)} checkpoints)")
+                count = len(found.entries)
+                if not known or found.layout.name != "generic":
+                    inside.append(f"{name} ({count} checkpoint{'s' * (count != 1)})")
             except CkpttoolError:
                 deeper += [f"{name}/{child}" for child, inner in sorted(below.items()) if inner and child[:1] != "."]
         level = deeper[:200]
@@ -153,7 +164,7 @@ def _ask_for_subdirectory(directory: Path, listing: dict[str, tuple[str, ...] | 
         more = f" and {len(inside) - 6} more" if len(inside) > 6 else ""
         first = inside[0].rpartition(" (")[0]
         raise UsageError(
-            f"{directory}: no checkpoints in it, but further down: {', '.join(inside[:6])}{more}",
+            f"{directory}: the checkpoints are further down: {', '.join(inside[:6])}{more}",
             hint=f"Name the one that is meant, for instance {directory / first}.",
             path=directory,
         )
@@ -285,7 +296,7 @@ def _explain_aliases(directory: Path, found: Classified, entries: list[Entry]) -
         if not entry.path.is_dir():
             sizes.setdefault(entry.path.stat().st_size, []).append(entry)
     skipped = []
-    unnamed = f"no number in its name as {found.layout.name} writes it"
+    unnamed = f"not named as {found.layout.name} names its checkpoints"
     for name, reason in (*found.aliases, *((name, unnamed) for name in found.unexplained)):
         path = directory / name
         twin = inodes.get(_inode(path))
