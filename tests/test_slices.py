@@ -9,7 +9,6 @@ import json
 import math
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import warnings
@@ -134,7 +133,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
-dist.init_process_group("gloo")
+dist.init_process_group(
+    "gloo", init_method=f"file://{sys.argv[1]}/rendezvous", rank=int(sys.argv[2]), world_size=2
+)
 mesh = init_device_mesh("cpu", (2,))
 cuts = {"embed": 0, "layer.w": 1, "layer.half": 0, "bias": 0}
 states, indices = torch.load(f"{sys.argv[1]}/states.pt", weights_only=True)
@@ -156,18 +157,11 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("two")
     (root / "rank.py").write_text(_RANK)
     torch.save(({seed: seeded(seed) for seed in (1, 2, 3)}, INDEX), root / "states.pt")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-W", "ignore", str(root / "rank.py"), str(root)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with ExitStack() as both:
         ranks = [
-            both.enter_context(
-                subprocess.Popen(
-                    command, env={**common, "RANK": str(rank), "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE
-                )
-            )
+            both.enter_context(subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE))
             for rank in range(2)
         ]
         try:
