@@ -169,7 +169,11 @@ def test_both_kinds_are_taken_in_one_order_where_that_is_asked_for(tmp_path):
     with pytest.raises(UsageError) as caught:
         discover(tmp_path).last(3)
     assert answers(caught.value.hint)[2] == {"include": ["*"]}
-    assert names(discover(tmp_path, include=["*"]).last(3)) == everything
+    both = discover(tmp_path, include=["*"]).last(3)
+    assert names(both) == everything
+    (note,) = both.notes
+    assert note.startswith("2 kinds of checkpoints: 2 like checkpoint2.pt and 1 like checkpoint_2_700.pt, in one order")
+    assert discover(tmp_path, include=["checkpoint?.pt"]).last(2).notes == ()
     # The newest is the newest, and the best are the best, of whatever kind.
     assert names(discover(tmp_path).last(1)) == ["checkpoint2.pt"]
     assert names(discover(tmp_path).best(2, "loss", "min")) == ["checkpoint_2_700.pt", "checkpoint2.pt"]

@@ -23,7 +23,7 @@ from ckpttool.formats.parts import rank_folders
 from ckpttool.layouts import MARKED_FOLDERS
 from ckpttool.selection.choice import Discovery, Entry, Unit, stated_step, weights_file
 from ckpttool.selection.detection import Classified, Named, classify, detect, name_numbers
-from ckpttool.selection.kinds import question
+from ckpttool.selection.kinds import question, told
 from ckpttool.tensors import Checkpoint, Skipped
 
 __all__ = ["discover", "from_paths"]
@@ -121,7 +121,10 @@ def discover(
     ]
     entries, notes, warnings = _with_steps(directory, found, section, mixed=bool(include))
     entries, twins = _without_twins(entries)
-    _refuse_equal_steps(directory, entries)
+    _refuse_equal_steps(directory, entries, mixed=bool(include))
+    if include:
+        notes += told(entries)
+        entries = [replace(entry, kind=()) for entry in entries]
     skipped += twins
     skipped += [Skipped(directory / name, reason) for name, reason in found.leavings]
     skipped += _explain_aliases(directory, found, entries)
@@ -206,7 +209,7 @@ def _with_steps(
             epoch=named.epoch,
             section=section,
             weights=found.layout.weights,
-            kind=() if mixed else named.kind,
+            kind=named.kind,
             alike=named.alike,
         )
         for name, named in found.entries.items()
@@ -246,7 +249,7 @@ def _with_steps(
         return by_name(), [], [warning]
     without = next(entry.name for entry, step in zip(plain, steps, strict=True) if step is None)
     if unit is None:
-        raise question(str(directory), plain, both=False) or UsageError(
+        raise (None if mixed else question(str(directory), plain, both=False)) or UsageError(
             f"{directory}: some names count epochs and others steps, and {without} does not say its step",
             hint="Choose one kind with --include or --exclude.",
             path=directory,
@@ -275,10 +278,10 @@ def _same_file(path: Path, other: Path) -> str:
     return f"the same file as {other.name} ({'symbolic link' if path.is_symlink() else 'hard link'})"
 
 
-def _refuse_equal_steps(directory: Path, entries: list[Entry]) -> None:
+def _refuse_equal_steps(directory: Path, entries: list[Entry], *, mixed: bool) -> None:
     for first, second in pairwise(entries):
         if first.order == second.order:
-            asked = question(str(directory), entries, both=False)
+            asked = None if mixed else question(str(directory), entries, both=False)
             raise asked or UsageError(
                 f"{directory}: {first.name} and {second.name} have the same {first.unit} {first.order}",
                 hint=f"Leave one out, for instance with --exclude {second.name!r}; or choose one kind with --include.",

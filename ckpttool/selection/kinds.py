@@ -14,7 +14,7 @@ from typing import Protocol
 
 from ckpttool.errors import UsageError
 
-__all__ = ["Kinded", "question"]
+__all__ = ["Kinded", "question", "told"]
 
 
 class Kinded(Protocol):
@@ -41,19 +41,33 @@ def question(where: str, entries: Sequence[Kinded], *, both: bool) -> UsageError
         entries: In their order.
         both: Whether all of them can be taken, in one order.
     """
-    kinds: dict[tuple[str, ...], list[Kinded]] = {}
-    for entry in entries:
-        kinds.setdefault(entry.kind, []).append(entry)
-    if len(kinds) < 2:
+    groups = _groups(entries)
+    if len(groups) < 2:
         return None
-    groups = [kinds[kind] for kind in sorted(kinds)]
-    counted = [f"{len(group)} like {group[-1].name}" for group in groups]
     answers = [answer for group in groups if (answer := _answer(group, entries))]
     also = "; --include '*' takes all of them, in one order" if both else ""
     return UsageError(
-        f"{where}: {len(groups)} kinds of checkpoints: {_joined(counted, 'and')}",
+        f"{where}: {_counted(groups)}",
         hint=f"Say which: {_joined(answers, 'or')}{also}." if answers else "Choose with --include and --exclude.",
     )
+
+
+def told(entries: Sequence[Kinded]) -> list[str]:
+    """What to say where the user has chosen names of several kinds: at most one sentence."""
+    groups = _groups(entries)
+    return [f"{_counted(groups)}, in one order, as --include names them"] if len(groups) > 1 else []
+
+
+def _groups(entries: Sequence[Kinded]) -> list[list[Kinded]]:
+    kinds: dict[tuple[str, ...], list[Kinded]] = {}
+    for entry in entries:
+        kinds.setdefault(entry.kind, []).append(entry)
+    return [kinds[kind] for kind in sorted(kinds)]
+
+
+def _counted(groups: Sequence[Sequence[Kinded]]) -> str:
+    counts = [f"{len(group)} like {group[-1].name}" for group in groups]
+    return f"{len(groups)} kinds of checkpoints: {_joined(counts, 'and')}"
 
 
 def _answer(group: Sequence[Kinded], entries: Sequence[Kinded]) -> str:
