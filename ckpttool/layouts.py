@@ -146,7 +146,7 @@ _HF_WEIGHTS = (
     "adapter_model.safetensors",
     "adapter_model.bin",
 )
-_SLICES = ("sharded", "shard-*-model-*.safetensors")
+_SLICES = ("shard-*-model-*.safetensors", "sharded/shard-*-model-*.safetensors")
 """What torch.distributed.checkpoint's HuggingFaceStorageWriter saves, a file for each rank."""
 
 _HF_CARRY = (

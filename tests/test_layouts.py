@@ -241,12 +241,12 @@ def test_a_piece_without_what_it_belongs_to_is_said(layout, piece, owner):
     [
         (".metadata", "__0_0.distcp"),
         ("model.safetensors.index.json", "model-00001-of-00001.safetensors", "sharded"),
-        ("sharded",),
+        ("sharded", "sharded/shard-00001-model-00001-of-00002.safetensors"),
         ("shard-00001-model-00001-of-00002.safetensors",),
     ],
 )
 def test_torchtitan_saves_in_several_formats(inside):
-    found = detect({"step-900": inside, "step-1000": inside, "step-1100": ("__0_0.distcp",)})
+    found = detect({"step-900": inside, "step-1000": inside, "step-1100": ("sharded",)})
     assert (found.layout.name, sorted(found.entries)) == ("torchtitan", ["step-1000", "step-900"])
     assert "unfinished" in dict(found.leavings)["step-1100"]
 

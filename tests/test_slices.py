@@ -405,6 +405,20 @@ def test_a_file_that_does_not_say_where_its_slices_begin_is_refused(three: Path,
         open_checkpoint(three)
 
 
+def test_files_of_an_index_may_say_that_they_are_slices_or_not(tmp_path: Path) -> None:
+    save_slices(tmp_path / "c", {"a": torch.ones(2)}, {}, "model-00001-of-00002.safetensors")
+    save_file({"b": torch.ones(3)}, tmp_path / "c" / "model-00002-of-00002.safetensors")
+    weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (tmp_path / "c" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert {name: spec.shape for name, spec in open_checkpoint(tmp_path / "c").weights.items()} == {
+        "a": (2,),
+        "b": (3,),
+    }
+    save_slices(tmp_path / "c", {"a": torch.ones(2)}, {"a": [2]}, "model-00001-of-00002.safetensors")
+    with pytest.raises(UnreadableError, match="2 of its 4 elements are in no piece"):
+        open_checkpoint(tmp_path / "c")
+
+
 def test_a_slice_is_told_from_a_checkpoint(three: Path, tmp_path: Path) -> None:
     """Files of two ranks have the same names and often the same shapes: their average would be nonsense."""
     with pytest.raises(UnsupportedError, match="a piece of a checkpoint") as caught:

@@ -108,7 +108,8 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
         opened = _parts(path, each, section, _naming(each, components, alone=chosen is not None), notes)
         if slices.are_sliced(opened):
             opened = slices.put_together(path, opened)
-            if each.index is None:  # of files that are not there yet
+            if any(slices.is_slice_file(name.rpartition("/")[2]) for name in each.files):
+                # The files that the slices are meant for are not there yet.
                 index = "model.safetensors.index.json" if len(opened) > 1 else None
                 each = replace(each, index=index, files=tuple(part.name for part in opened))  # noqa: PLW2901
         parts += opened

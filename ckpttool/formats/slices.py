@@ -114,6 +114,8 @@ def _listed(names: Collection[str]) -> str:
 def _pieces(part: Part) -> dict[str, Piece]:
     """What a file holds, and where it belongs."""
     path = part.checkpoint.path
+    if _INFO not in part.checkpoint.metadata and not _match(part.name):  # whole tensors, saved by somebody else
+        return {name: Piece((0,) * len(spec.shape), spec) for name, spec in part.checkpoint.weights.items()}
     try:
         info = json.loads(part.checkpoint.metadata[_INFO])
     except KeyError as error:

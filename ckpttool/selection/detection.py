@@ -326,7 +326,7 @@ def _nothing_hint(listing: Listing, layout: str | None) -> str | None:
         row = next((row for row in LAYOUTS if row.name == layout), None)
         return f"Looked for {' or '.join(row.entries)}." if row else None
     # The row that knows the most of them by name, although none is finished.
-    rows = [classify(row, listing) for row in LAYOUTS]
+    rows = [classify(row, listing) for row in LAYOUTS if row.name != "dcp"]  # which knows any number
     unfinished = max(([each for each in row.leavings if each[1].startswith(_UNFINISHED)] for row in rows), key=len)
     if unfinished:
         first = next(row for row in rows if set(unfinished) <= set(row.leavings))
