@@ -17,6 +17,7 @@ __all__ = [
     "COMMON_LEAVINGS",
     "EARLIER_AVERAGE",
     "LAYOUTS",
+    "MARKED_FOLDERS",
     "WEIGHT_FILES",
     "WEIGHT_SUFFIXES",
     "Layout",
@@ -26,10 +27,17 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Names that are left out: a regular expression for the whole name, and why."""
+    """Names that are left out: a regular expression for the whole name, and why.
+
+    Attributes:
+        pattern: The regular expression.
+        reason: Why, as a phrase.
+        owner: Name of what it belongs to, with the groups of the pattern; if that is missing, it is said.
+    """
 
     pattern: str
     reason: str
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,8 @@ class Layout:
         section: Where the weights are inside a file; empty for a bare state dict. The content decides; this is for
             documentation and messages.
         weights: For directories: globs of the files that hold the weights, best first.
-        markers: For directories: globs of which one must be inside, or the directory is unfinished.
+        markers: For directories: globs of which one must be inside, or the directory is unfinished. With a slash: in a
+            folder of that name.
         carry: Globs of companions that a copy of the model needs.
         never: Globs of companions that do not belong to an average.
         sidecars: Where metrics stand beside a checkpoint; ``{stem}`` and ``{name}`` are the entry's.
@@ -137,6 +146,9 @@ _HF_WEIGHTS = (
     "adapter_model.safetensors",
     "adapter_model.bin",
 )
+_SLICES = ("shard-*-model-*.safetensors", "sharded/shard-*-model-*.safetensors")
+"""What torch.distributed.checkpoint's HuggingFaceStorageWriter saves, a file for each rank."""
+
 _HF_CARRY = (
     # config.json, generation_config.json, adapter_config.json, special_tokens_map.json, preprocessor_config.json, ...
     "*.json",
@@ -199,7 +211,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "opennmt-py",
         (r".*_step_(?P<step>\d+)\.pt",),
         section="model+generator",
-        leavings=(Rule(r".*_step_\d+\.safetensors", "the weights of the .pt of the same name"),),
+        leavings=(Rule(r"(.*_step_\d+)\.safetensors", "the weights of the .pt of the same name", r"\1.pt"),),
     ),
     Layout(
         "eole",
@@ -214,14 +226,17 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "opennmt-tf",
         (r"ckpt-(?P<step>\d+)\.index",),
-        leavings=(Rule(r"avg", _AVERAGE), Rule(r"ckpt-\d+\.data-.*", "belongs to the .index of the same name")),
+        leavings=(
+            Rule(r"avg", _AVERAGE),
+            Rule(r"(ckpt-\d+)\.data-.*", "belongs to the .index of the same name", r"\1.index"),
+        ),
         carry=("checkpoint",),
     ),
     Layout(
         "tensor2tensor",
         (r"model\.ckpt-(?P<step>\d+)\.index",),
         leavings=(
-            Rule(r"model\.ckpt-\d+\.(?:data-.*|meta)", "belongs to the .index of the same name"),
+            Rule(r"(model\.ckpt-\d+)\.(?:data-.*|meta)", "belongs to the .index of the same name", r"\1.index"),
             Rule(r".*_temp_.*", "a temporary name: a half-written checkpoint"),
             Rule(r"avg", _AVERAGE),
         ),
@@ -343,6 +358,7 @@ LAYOUTS: tuple[Layout, ...] = (
             "adapter_model*.bin",
             "global_step*",
             "pytorch_model_fsdp*",
+            *_SLICES,
         ),
         leavings=(
             Rule(r"checkpoint-\d+-merged|.*-merged", "a merged model"),
@@ -428,8 +444,8 @@ LAYOUTS: tuple[Layout, ...] = (
         "torchtitan",
         (r"step-(?P<step>\d+)",),
         "directory",
-        weights=(".metadata", "model.safetensors.index.json"),
-        markers=(".metadata", "model.safetensors.index.json"),
+        weights=(".metadata", "model.safetensors.index.json", "sharded"),
+        markers=(".metadata", "model.safetensors.index.json", *_SLICES),
     ),
     Layout(
         "torchtune",
@@ -446,7 +462,7 @@ LAYOUTS: tuple[Layout, ...] = (
         (r"step(?P<step>\d+)",),
         "directory",
         weights=("model_and_optim",),
-        markers=("model_and_optim",),
+        markers=("model_and_optim/.metadata",),
         leavings=(Rule(r"step\d+-merged", _AVERAGE),),
         carry=("config.json", ".metadata.json", "data_paths.txt"),
         never=("train",),
@@ -461,18 +477,18 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
         "directory",
         weights=(".metadata", "weights"),
-        markers=(".metadata", "weights"),
+        markers=(".metadata", "weights/.metadata"),
         aliases=(Rule(r"last(?:-v\d+)?(?:\.ckpt)?|.*-last(?:\.ckpt)?", _LAST),),
         section="state_dict",
         carry=("meta.pt", "context/*"),
     ),
-    # Any other trainer's directories of torch.distributed.checkpoint.
+    # Any other trainer's directories of torch.distributed.checkpoint, in its own format or in safetensors.
     Layout(
         "dcp",
         (r"(?:[^=]*[-_])?ep(?:och)?[-_]?(?P<epoch>\d+)", r"(?:[^=]*[^=\d])?(?P<step>\d+)(?:\.ckpt)?"),
         "directory",
-        weights=(".metadata",),
-        markers=(".metadata",),
+        weights=(".metadata", "sharded"),
+        markers=(".metadata", *_SLICES),
         carry=("*.json", "*.yaml"),
     ),
     Layout(
@@ -578,3 +594,6 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
 )
 """Every framework's model directory. Of rows that fit a directory equally well and alike, the first one names it."""
+
+MARKED_FOLDERS = frozenset(glob.split("/")[0] for row in LAYOUTS for glob in row.markers if "/" in glob)
+"""Names of folders inside of checkpoints in which a marker may be."""

@@ -115,7 +115,8 @@ def match(checkpoints: Sequence[Checkpoint], newest: int, policy: KeyPolicy, *, 
                 difference,
                 path=checkpoint.path,
                 tensor=spoken((missing or extra)[0]),
-                hint="--keys intersection averages what all have; --keys newest keeps the newest's names.",
+                hint=_doubt(checkpoint, checkpoints[newest])
+                + "--keys intersection averages what all have; --keys newest keeps the newest's names.",
             )
         notes.append(difference)
         if policy == "intersection":
@@ -198,8 +199,29 @@ def _check_alike(
             f"and {shown(wanted[name])} in {newest.path}{others}",
             path=checkpoint.path,
             tensor=spoken(name),
-            hint="Only checkpoints of one architecture can be averaged; --exclude leaves a file out.",
+            hint=_doubt(checkpoint, newest)
+            + "Only checkpoints of one architecture can be averaged; --exclude leaves a file out.",
         )
+
+
+def _doubt(checkpoint: Checkpoint, newest: Checkpoint) -> str:
+    """A sentence for two that do not fit: what else than their architecture may be the reason.
+
+    Where ranks save files of their own, nothing in a directory may show that those of the last ranks are missing.
+    """
+    fewer, more = sorted((checkpoint, newest), key=lambda each: len(each.files))
+    if checkpoint.format != newest.format and "parts" not in {checkpoint.format, newest.format}:
+        return (
+            f"{checkpoint.path.name} is of the format {checkpoint.format} and {newest.path.name} of {newest.format}:"
+            f" they may be of two kinds, and --exclude {newest.path.name!r} leaves the newest out. "
+        )
+    if len(fewer.files) == len(more.files):
+        return ""
+    count = f"{len(fewer.files)} file{'s' * (len(fewer.files) != 1)}"
+    return (
+        f"{fewer.path.name} is in {count} and {more.path.name} in {len(more.files)}:"
+        f" it may be unfinished, and --exclude {fewer.path.name!r} leaves it out. "
+    )
 
 
 def _kind(spec: TensorSpec) -> str:

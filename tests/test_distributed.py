@@ -480,16 +480,6 @@ def test_a_half_written_newest_is_left_out_by_name(saved: Path, tmp_path: Path) 
         open_checkpoint(tmp_path / "run" / "step-300")
 
 
-def test_slices_in_safetensors_files_are_refused_and_not_taken_for_tensors(tmp_path: Path) -> None:
-    """What `HuggingFaceStorageWriter` saves with ``save_distributed``: a file for each rank, with the rank's slices."""
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter
-
-    storage = HuggingFaceStorageWriter(str(tmp_path / "c"), save_distributed=True)
-    dcp.save({"w": torch.ones(3)}, storage_writer=storage, no_dist=True)
-    with pytest.raises(UnsupportedError, match="slices of tensors"):
-        open_checkpoint(tmp_path / "c")
-
-
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
 def test_a_piece_of_a_directory_is_told_from_the_directory(saved: Path, name: str) -> None:
     with pytest.raises(UnsupportedError, match="a piece of a checkpoint") as caught:

@@ -111,7 +111,7 @@ EXAMPLES = {
     "olmo-core": (
         {"step900": (900, None), "step1000": (1000, None)},
         ["step1000-merged"],
-        ("model_and_optim", "train"),
+        ("model_and_optim", "model_and_optim/.metadata", "train"),
     ),
     "lightning-sharded": (
         {"epoch=0-step=900.ckpt": (900, 0), "epoch=1-step=1000.ckpt": (1000, 1)},
@@ -211,6 +211,44 @@ def test_numbered_names_of_no_framework_are_read_all_the_same(names, template_en
     found = detect(dict.fromkeys(names))
     assert found.layout.name == "generic"
     assert {name: named.step for name, named in found.entries.items()} == template_entries
+
+
+def test_runs_beside_each_other_are_no_checkpoints_of_one_run():
+    model = ("model.safetensors", "config.json")
+    for template in ("seed{}", "fold_{}", "version_{}", "trial-{}", "run{}"):
+        with pytest.raises(NotFoundError):
+            detect({template.format(number): model for number in (1, 2, 3)})
+    assert len(detect({f"run1-step{number}": model for number in (1, 2, 3)}).entries) == 3
+
+
+@pytest.mark.parametrize(
+    ("layout", "piece", "owner"),
+    [
+        ("opennmt-tf", "ckpt-1100.data-00000-of-00001", "ckpt-1100.index"),
+        ("tensor2tensor", "model.ckpt-1100.data-00000-of-00001", "model.ckpt-1100.index"),
+        ("opennmt-py", "m_step_1100.safetensors", "m_step_1100.pt"),
+    ],
+)
+def test_a_piece_without_what_it_belongs_to_is_said(layout, piece, owner):
+    entries = EXAMPLES[layout][0]
+    reasons = dict(detect({**dict.fromkeys(entries), piece: None}).leavings)
+    assert reasons[piece] == f"belongs to {owner}, which is missing or left out"
+    assert "missing" not in dict(detect({**dict.fromkeys(entries), piece: None, owner: None}).leavings)[piece]
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        (".metadata", "__0_0.distcp"),
+        ("model.safetensors.index.json", "model-00001-of-00001.safetensors", "sharded"),
+        ("sharded", "sharded/shard-00001-model-00001-of-00002.safetensors"),
+        ("shard-00001-model-00001-of-00002.safetensors",),
+    ],
+)
+def test_torchtitan_saves_in_several_formats(inside):
+    found = detect({"step-900": inside, "step-1000": inside, "step-1100": ("sharded",)})
+    assert (found.layout.name, sorted(found.entries)) == ("torchtitan", ["step-1000", "step-900"])
+    assert "unfinished" in dict(found.leavings)["step-1100"]
 
 
 def test_two_unknown_series_of_equal_length_are_a_question():

@@ -125,3 +125,30 @@ def test_copies_are_matched_with_their_own_kind() -> None:
 
 def test_long_lists_of_names_are_cut() -> None:
     assert first_names("abcdefg") == "a, b, c, d, e and 2 more"
+
+
+@pytest.mark.parametrize(
+    ("formats", "files", "said"),
+    [
+        (("parts", "parts"), (2, 1), "new is in 1 file and old in 2: it may be unfinished, and --exclude 'new'"),
+        (("parts", "parts"), (2, 3), "old is in 2 files and new in 3: it may be unfinished, and --exclude 'old'"),
+        # A rank's file alone is a checkpoint of another format.
+        (("parts", "torch"), (2, 1), "new is in 1 file and old in 2"),
+        (("distributed", "huggingface"), (3, 2), "old is of the format distributed and new of huggingface"),
+        (("torch", "torch"), (1, 1), None),
+    ],
+)
+def test_what_does_not_fit_may_be_unfinished(
+    formats: tuple[str, str], files: tuple[int, int], said: str | None
+) -> None:
+    """Where each rank saves a file of its own, nothing else may show that the last ones are missing."""
+    shapes = distinct("a", "b"), distinct("a"), distinct("a", "b", shape=(1,))
+    for one, other in ((shapes[0], shapes[1]), (shapes[0], shapes[2])):
+        old, new = (
+            Checkpoint(Path(name), form, tensors, files=(Path("f"),) * count)
+            for name, form, tensors, count in zip(("old", "new"), formats, (one, other), files, strict=True)
+        )
+        with pytest.raises(MismatchError) as caught:
+            match([old, new], 1, "strict")
+        hint = caught.value.hint or ""
+        assert said in hint if said else "unfinished" not in hint

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -110,16 +111,127 @@ def test_names_count_where_contents_say_nothing(tmp_path):
     assert found.describe() == "3 checkpoints, epochs 9 to 11"
 
 
-def test_epochs_and_steps_mixed_are_ordered_by_the_content_or_asked_about(tmp_path):
-    save(tmp_path / "checkpoint1.pt", step=500)
-    save(tmp_path / "checkpoint_2_700.pt", step=700)
-    save(tmp_path / "checkpoint2.pt", step=1000)
-    assert names(discover(tmp_path)) == ["checkpoint1.pt", "checkpoint_2_700.pt", "checkpoint2.pt"]
-    save(tmp_path / "checkpoint2.pt", step=None)
-    with pytest.raises(UsageError, match="epochs and others steps") as caught:
+def answers(hint):
+    """What a hint says to type, as the arguments of `discover`."""
+    found = []
+    for answer in re.split(r" or |; |, or ", hint):
+        options = re.findall(r"--(include|exclude) '([^']*)'", answer)
+        if options:
+            found.append({kind: [glob for which, glob in options if which == kind] for kind, _ in options})
+    return found
+
+
+KINDS = {
+    "fairseq": (["checkpoint9.pt", "checkpoint10.pt"], ["checkpoint_9_850.pt", "checkpoint_10_950.pt"]),
+    "fairseq, in shards": (
+        ["checkpoint9-shard0.pt", "checkpoint10-shard0.pt"],
+        ["checkpoint_9_850-shard0.pt", "checkpoint_10_950-shard0.pt"],
+    ),
+    "icefall": (["epoch-9.pt", "epoch-10.pt"], ["checkpoint-850.pt", "checkpoint-950.pt"]),
+    "wenet": (["epoch_9.pt", "epoch_10.pt"], ["step_850.pt", "step_950.pt"]),
+    "mmengine": (["epoch_9.pth", "epoch_10.pth"], ["iter_850.pth", "iter_950.pth"]),
+    "torchtune": (["epoch_9", "epoch_10"], ["step_850", "step_950"]),
+    "funasr": (["model.pt.ep9", "model.pt.ep10"], ["model.pt.ep9.850", "model.pt.ep10.950"]),
+    "lightning": (
+        ["epoch=9.ckpt", "epoch=10.ckpt"],
+        ["epoch=9-step=850.ckpt", "val_loss=0.5-epoch=10-step=950.ckpt"],
+    ),
+    "edm2": (["net-900-0.050.pkl", "net-1000-0.050.pkl"], ["net-850-0.100.pkl", "net-950-0.100.pkl"]),
+    "guided-diffusion": (["model000900.pt", "model001000.pt"], ["ema_0.9999_000850.pt", "ema_0.9999_000950.pt"]),
+}
+
+
+@pytest.mark.parametrize("framework", KINDS)
+@pytest.mark.parametrize("comparable", ["steps inside", "no steps inside", "equal steps"])
+def test_several_of_two_kinds_of_checkpoints_are_a_question_with_its_answers(tmp_path, framework, comparable):
+    """The ends of epochs, and updates between them: their last three would be of uneven spacing."""
+    epochs, updates = KINDS[framework]
+    for step, name in zip((900, 1000, 850, 950), epochs + updates, strict=True):
+        step = {"steps inside": step, "no steps inside": None, "equal steps": step // 100 * 100}[comparable]  # noqa: PLW2901
+        inside = "model.safetensors" if framework == "torchtune" else "."
+        save(tmp_path / name / inside, step=step)
+    with pytest.raises(UsageError, match=f"2 kinds of checkpoints: 2 like {epochs[1]} and 2 like .*") as caught:
+        discover(tmp_path).last(2)
+    given = answers(caught.value.hint)
+    taken = [names(discover(tmp_path, **options).last(2)) for options in given[:2]]
+    assert sorted(taken) == sorted([epochs, updates])
+    assert len(given) == (3 if "takes all of them" in caught.value.hint else 2)
+    for verb in (lambda: discover(tmp_path).last_default(), lambda: discover(tmp_path).every(2).last(1)):
+        with pytest.raises(UsageError, match="2 kinds of checkpoints"):
+            verb()
+
+
+def test_both_kinds_are_taken_in_one_order_where_that_is_asked_for(tmp_path):
+    for name, step in (("checkpoint1.pt", 500), ("checkpoint_2_700.pt", 700), ("checkpoint2.pt", 1000)):
+        save(tmp_path / name, step=step, loss=1000 - step)
+    everything = ["checkpoint1.pt", "checkpoint_2_700.pt", "checkpoint2.pt"]
+    assert names(discover(tmp_path)) == everything
+    with pytest.raises(UsageError) as caught:
+        discover(tmp_path).last(3)
+    assert answers(caught.value.hint)[2] == {"include": ["*"]}
+    both = discover(tmp_path, include=["*"]).last(3)
+    assert names(both) == everything
+    (note,) = both.notes
+    assert note.startswith("2 kinds of checkpoints: 2 like checkpoint2.pt and 1 like checkpoint_2_700.pt, in one order")
+    assert discover(tmp_path, include=["checkpoint?.pt"]).last(2).notes == ()
+    # The newest is the newest, and the best are the best, of whatever kind.
+    assert names(discover(tmp_path).last(1)) == ["checkpoint2.pt"]
+    assert names(discover(tmp_path).best(2, "loss", "min")) == ["checkpoint_2_700.pt", "checkpoint2.pt"]
+    # One kind is left: no question.
+    assert names(discover(tmp_path).between(from_step=600).exclude("checkpoint?.pt").last(1)) == ["checkpoint_2_700.pt"]
+    assert names(discover(tmp_path).between(to_step=600).open()) == ["checkpoint1.pt"]
+
+
+def test_what_cannot_be_ordered_is_not_taken_together(tmp_path):
+    for name, step in (("checkpoint1.pt", None), ("checkpoint_2_700.pt", 700), ("checkpoint_3_800.pt", 800)):
+        save(tmp_path / name, step=step)
+    with pytest.raises(UsageError) as caught:
         discover(tmp_path)
-    assert "--include" in caught.value.hint
-    assert names(discover(tmp_path, include=["checkpoint?.pt"])) == ["checkpoint1.pt", "checkpoint2.pt"]
+    assert "--include '*'" not in caught.value.hint
+    with pytest.raises(UsageError, match="epochs and others steps"):
+        discover(tmp_path, include=["*"])
+
+
+def test_a_directory_of_unfinished_checkpoints_says_what_they_lack(tmp_path):
+    for step in (10, 20):
+        (tmp_path / f"step-{step}").mkdir()
+        (tmp_path / f"step-{step}" / "__0_0.distcp").write_text("")
+    with pytest.raises(NotFoundError) as caught:
+        discover(tmp_path)
+    assert caught.value.hint.startswith("As torchtitan has it, step-10 is unfinished or not a checkpoint: no .metadata")
+
+
+def test_numbered_runs_that_hold_checkpoints_are_a_question(tmp_path):
+    """Each with the model that it ended in: their average would be of two runs."""
+    for run in ("s1", "s2"):
+        save(tmp_path / run / "model.safetensors")
+        for step in (10, 20):
+            save(tmp_path / run / f"checkpoint-{step}" / "model.safetensors", step=step)
+    with pytest.raises(UsageError, match=r"further down: s1 \(2 checkpoints\), s2 \(2 checkpoints\)"):
+        discover(tmp_path)
+
+
+def test_one_checkpoint_is_never_the_last_two(tmp_path):
+    save(tmp_path / "run" / "checkpoint-10" / "model.safetensors", step=10)
+    with pytest.raises(NotFoundError, match="there is only 1 checkpoint, step 10") as caught:
+        discover(tmp_path / "run").last(2)
+    assert caught.value.hint == "--last 1 writes it as it is."
+    with pytest.raises(NotFoundError, match="run/checkpoint-10: one checkpoint, and the last 2 were asked for"):
+        discover(tmp_path / "run" / "checkpoint-10").last(2)
+
+
+@pytest.mark.parametrize("folder", ["model_and_optim", "weights"])
+def test_a_marker_one_level_down_marks_a_finished_checkpoint(tmp_path, folder):
+    """OLMo-core's and NeMo's directories of torch.distributed.checkpoint: its `.metadata` is written last."""
+    name = "step{}" if folder == "model_and_optim" else "a--val_loss=1.0-epoch=0-step={}"
+    for step in (10, 20, 30):
+        save(tmp_path / name.format(step) / folder / "__0_0.distcp")
+        save(tmp_path / name.format(step) / folder / "x.pt", step=step)
+        if step < 30:
+            save(tmp_path / name.format(step) / folder / ".metadata")
+    found = discover(tmp_path)
+    assert [entry.step for entry in found.entries] == [10, 20]
+    assert "unfinished" in reasons(found)[name.format(30)]
 
 
 def test_a_counter_inside_that_does_not_rise_is_not_trusted_and_said(tmp_path):

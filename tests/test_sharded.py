@@ -22,7 +22,7 @@ from ckpttool.errors import (
     UnsupportedError,
     UsageError,
 )
-from ckpttool.formats import format_of_directory, open_checkpoint
+from ckpttool.formats import open_checkpoint
 from ckpttool.plan import make_plan
 from ckpttool.selection.discovery import discover, from_paths
 
@@ -490,16 +490,6 @@ def test_beside_safetensors_a_bin_file_is_not_taken(run):
     checkpoint = open_checkpoint(run / "checkpoint-10")
     assert [file.name for file in checkpoint.files] == ["model.safetensors"]
     assert any("left out: pytorch_model.bin" in note for note in checkpoint.notes)
-
-
-def test_slices_of_tensors_are_recognised(tmp_path):
-    folder = tmp_path / "step-1"
-    folder.mkdir()
-    metadata = {"DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps({"a": {"saved_offsets": [2, 0]}})}
-    save_file({"a": torch.zeros(2, 2)}, folder / "shard-00001-model-00001-of-00001.safetensors", metadata=metadata)
-    assert format_of_directory(folder) == "huggingface"
-    with pytest.raises(UnsupportedError, match="slices of tensors"):
-        open_checkpoint(folder)
 
 
 def test_a_model_and_an_adapter_in_one_directory_are_a_question(run):

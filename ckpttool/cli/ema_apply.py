@@ -173,7 +173,13 @@ def _newest_two(checkpoints: tuple[Path, ...], selection: SelectionOptions) -> l
 
     if len(checkpoints) != 1 or not checkpoints[0].is_dir() or _is_one(checkpoints[0]):
         return list(checkpoints)
-    found = discover(checkpoints[0], layout=selection.layout, section=selection.section)
+    found = discover(
+        checkpoints[0],
+        layout=selection.layout,
+        section=selection.section,
+        include=selection.include,
+        exclude=selection.exclude,
+    )
     return [entry.path for entry in found.entries[-2:]]
 
 

@@ -58,14 +58,14 @@ class Format(Protocol):
 _MODULES = {
     "distributed": "ckpttool.formats.distributed",
     "parts": "ckpttool.formats.parts",
+    "huggingface": "ckpttool.formats.sharded",
     "safetensors": "ckpttool.formats.safetensors_file",
     "nemo": "ckpttool.formats.nemo_archive",
     "torch": "ckpttool.formats.torch_file",
     "tensorflow": "ckpttool.formats.tensorflow_bundle",
     "npz": "ckpttool.formats.npz_file",
-    "huggingface": "ckpttool.formats.sharded",
 }
-"""Name to module, in the order in which they are asked. parts before the formats of the files that they are made of;
+"""Name to module, in the order in which they are asked. Directories before the formats of the files in them;
 safetensors before torch: where its header has 640 bytes, the file begins with 80 02, as a pickle does, but no pickle
 has eight bytes of a plausible length and a brace after them."""
 

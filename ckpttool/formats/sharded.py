@@ -1,6 +1,7 @@
 """Hugging Face's model directories: safetensors or .bin, in one file or in shards with an index.
 
-Reads what transformers, PEFT, diffusers, Eole and torchtune save: a model directory, or a trainer's `checkpoint-N`.
+Reads what transformers, PEFT, diffusers, Eole and torchtune save: a model directory, or a trainer's `checkpoint-N`; and
+what torch.distributed.checkpoint saves for them, whole or in slices.
 The output is a directory of the same file names and shards as the newest member's, with its configuration, tokenizer
 and code, and without its training state. Layout: https://huggingface.co/docs/safetensors and huggingface_hub's
 `split_torch_state_dict_into_shards`.
@@ -11,10 +12,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ckpttool.errors import CkpttoolError, UnreadableError, UnsupportedError, UsageError
+from ckpttool.formats import slices
 from ckpttool.formats.directories import (
     Directory,
     Part,
@@ -49,22 +52,24 @@ _MODULE = re.compile(r"\d+_[A-Za-z]\w*")
 
 _PARTITIONED = ("global_step*",)
 _STATE = "trainer_state.json"
-_SHARDING_INFO = "DCP_SHARDING_INFO"
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------
 
 
 def recognise(path: Path, head: bytes) -> bool:
-    """Whether a directory has weights under the names that Hugging Face's libraries give them."""
+    """Whether a directory has weights under the names that Hugging Face's libraries give them.
+
+    A file with slices of tensors is recognised as well, so that `read` can say that it is no checkpoint.
+    """
     if head or not path.is_dir():
-        return False
+        return slices.is_slice_file(path.name)
     names = os.listdir(path)
     if ".metadata" in names or "CKPT.yaml" in names or has_any(names, ["*mp_rank_*"]):
         return False
     if any(_SINGLE.fullmatch(name) or _INDEX.fullmatch(name) or _SHARD.fullmatch(name) for name in names):
         return True
-    if bool(_components(path)):
+    if bool(_components(path)) or _slices(path, "") is not None:
         return True
     return has_any(names, _PARTITIONED) and "trainer_state.json" in names
 
@@ -78,9 +83,16 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
 
     Raises:
         UnreadableError: A shard is missing or broken, or the index and the shards do not fit together.
-        UnsupportedError: The weights are partitioned by DeepSpeed, or sharded by torch.distributed.
+        UnsupportedError: The weights are partitioned by DeepSpeed, or it is a piece of a checkpoint.
         UsageError: The directory holds several models.
     """
+    if not path.is_dir():
+        above = path.parent.parent if path.parent.name == slices.FOLDER else path.parent
+        raise UnsupportedError(
+            f"{path}: slices of tensors, a piece of a checkpoint that is a directory",
+            path=path,
+            hint=f"Name the directory: {above}",
+        )
     notes: list[str] = []
     family = _choose(path, "", notes)
     components: dict[str, Family] = {} if family is not None else _components(path)
@@ -91,15 +103,22 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
         chosen, components, section = section, {section: components[section]}, None
     families = [family, *_modules(path, notes)] if family is not None else list(components.values())
     parts: list[Part] = []
+    laid: list[Family] = []
     for each in families:
-        parts += _parts(path, each, section, _naming(each, components, alone=chosen is not None), notes)
+        opened = _parts(path, each, section, _naming(each, components, alone=chosen is not None), notes)
+        if slices.are_sliced(opened):
+            opened = slices.put_together(path, opened)
+            if any(slices.is_slice_file(name.rpartition("/")[2]) for name in each.files):
+                # The files that the slices are meant for are not there yet.
+                index = "model.safetensors.index.json" if len(opened) > 1 else None
+                each = replace(each, index=index, files=tuple(part.name for part in opened))  # noqa: PLW2901
+        parts += opened
+        laid.append(each)
         if each.stem in _ADAPTERS:
             notes.append(
                 "adapters are averaged factor by factor: the mean of the A's times the mean of the B's"
                 " is not the mean of the products B·A"
             )
-    if section is None:
-        _refuse_slices(path, parts)
     whole = collect(path, parts)
     step, values = _trainer_state(path, notes)
     values.update(_stated_dtype(path))
@@ -123,7 +142,7 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
         files=(*whole.files, *(path / each.path(each.index) for each in families if each.index)),
         state=state,
         notes=tuple(dict.fromkeys(notes)),
-        container=Directory(tuple(parts), tuple(companions), tuple(families)),
+        container=Directory(tuple(parts), tuple(companions), tuple(laid)),
     )
 
 
@@ -142,9 +161,16 @@ def _choose(path: Path, folder: str, notes: list[str]) -> Family | None:
                 candidates.append(Family(folder, match["stem"], match["suffix"], match["variant"] or "", files=(name,)))
     candidates += [Family(folder, stem, suffix, files=tuple(some)) for (stem, suffix), some in pieces.items()]
     if not candidates:
-        shards = [name for name in names if _SHARD.fullmatch(name)]
+        shards = [name for name in names if _SHARD.fullmatch(name) and not slices.is_slice_file(name)]
+        sliced = _slices(path, folder)
+        if sliced is not None:
+            if shards:
+                notes.append(
+                    f"the tensors are put together from their slices; left out: {', '.join(shards)}, which have no"
+                    " index: consolidating the slices was not finished"
+                )
+            return sliced
         if shards:
-            _refuse_slices(path, [Part(shards[0], open_part(path / folder / shards[0]))])
             raise UnreadableError(
                 f"{path}: shards without an index ({shards[0]}, {len(shards)} in all)",
                 path=path,
@@ -163,12 +189,25 @@ def _choose(path: Path, folder: str, notes: list[str]) -> Family | None:
         )
     first = candidates[0]
     others = [each.index or each.files[0] for each in candidates[1:]]
+    sliced = _slices(path, folder)
+    if sliced is not None:
+        others.append(f"{sliced.files[0]} and the like, which hold slices of the tensors")
     if others:
         notes.append(
             f"{first.index or first.files[0]} is what transformers loads, and what is averaged; "
             f"left out: {', '.join(others)}"
         )
     return first
+
+
+def _slices(path: Path, folder: str) -> Family | None:
+    """The files in which each rank has saved its slices of the tensors: in a folder, or waiting below it."""
+    for below in ("", f"{slices.FOLDER}/"):
+        place = path / folder / below
+        files = slices.slice_files(os.listdir(place)) if place.is_dir() else []
+        if files:
+            return Family(folder, "model", "safetensors", files=tuple(below + name for name in files))
+    return None
 
 
 def _components(path: Path) -> dict[str, Family]:
@@ -274,18 +313,6 @@ def _read_index(place: Path, suffix: str) -> tuple[dict[str, str], dict[str, Any
 def _is_plain(name: str) -> bool:
     """Whether a name is a file name and no path: no separator of any system, no drive, not ``..``."""
     return bool(name) and name not in {".", ".."} and not re.search(r"[/\\:\x00]", name)
-
-
-def _refuse_slices(path: Path, parts: Sequence[Part]) -> None:
-    """torch.distributed.checkpoint can save slices of tensors into files that look like shards."""
-    for part in parts:
-        if _SHARDING_INFO in part.checkpoint.metadata:
-            raise UnsupportedError(
-                f"{path}: {part.name} holds slices of tensors, as torch.distributed.checkpoint saves them",
-                path=path,
-                hint="Consolidate it first: HuggingFaceStorageWriter(..., enable_consolidation=True), or"
-                " consolidate_safetensors_files of torch.distributed.checkpoint.",
-            )
 
 
 def _refuse_without_weights(path: Path) -> None:

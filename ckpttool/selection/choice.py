@@ -21,6 +21,7 @@ from typing import Literal
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UsageError
 from ckpttool.formats import format_of_directory, open_checkpoint
 from ckpttool.layouts import WEIGHT_FILES, WEIGHT_SUFFIXES
+from ckpttool.selection.kinds import question
 from ckpttool.selection.metrics import (
     Mode,
     Tables,
@@ -55,6 +56,8 @@ class Entry:
         section: Where the weights are inside, where the user said it.
         listed: Whether the user named it, instead of its directory.
         weights: For a directory: globs of the file that holds its weights, best first.
+        kind: What tells it from checkpoints of other kinds in its directory; see `ckpttool.selection.kinds`.
+        alike: A glob of the names of its kind.
     """
 
     path: Path
@@ -66,6 +69,8 @@ class Entry:
     section: str | None = None
     listed: bool = False
     weights: tuple[str, ...] = ()
+    kind: tuple[str, ...] = ()
+    alike: str = ""
 
     @property
     def name(self) -> str:
@@ -220,7 +225,7 @@ class Discovery:
         """Every k-th entry, counted back from the newest, which is always among them.
 
         Raises:
-            UsageError: k is not positive.
+            UsageError: k is not positive, or there are several kinds of checkpoints.
         """
         if k < 1:
             raise UsageError(f"every {k}: must be at least 1")
@@ -233,18 +238,28 @@ class Discovery:
         """The newest n entries. They are opened, so that an earlier average among them does not count.
 
         Raises:
-            UsageError: n is not positive.
+            UsageError: n is not positive, or there are several kinds of checkpoints to take more than one of.
             NotFoundError: There are fewer.
         """
         if n < 1:
             raise UsageError(f"last {n}: must be at least 1")
+        if n > 1:
+            self._ask_for_one_kind()
         result = self._newest(n, keep=True)
-        if len(result.entries) < n:
+        count = len(result.entries)
+        if self.layout == "single" and n > 1:
             raise NotFoundError(
-                f"{self._where()}the last {n} were asked for, and there are only {result.describe()}",
-                hint=f"Ask for --last {len(result.entries)}, or leave --last away to take all there are."
-                if result.entries
-                else None,
+                f"{result.entries[0].path}: one checkpoint, and the last {n} were asked for",
+                hint="Name the directory that the checkpoints are in. --last 1 writes this one as it is.",
+                path=result.entries[0].path,
+            )
+        if count < n:
+            raise NotFoundError(
+                f"{self._where()}the last {n} were asked for, and there {'is' if count == 1 else 'are'} only"
+                f" {result.describe()}",
+                hint="--last 1 writes it as it is."
+                if count == 1
+                else f"Ask for --last {count}, or leave --last away to take all there are.",
                 path=self.directory,
             )
         return result
@@ -290,7 +305,12 @@ class Discovery:
         return replace(result, notes=(*result.notes, note))
 
     def last_default(self) -> Discovery:
-        """The newest `DEFAULT_LAST` entries, or all there are if those are fewer; a note says which."""
+        """The newest `DEFAULT_LAST` entries, or all there are if those are fewer; a note says which.
+
+        Raises:
+            UsageError: There are several kinds of checkpoints.
+        """
+        self._ask_for_one_kind()
         result = self._newest(DEFAULT_LAST, keep=True)
         cut = any(each.reason == _older(DEFAULT_LAST) for each in result.skipped)
         what = f"the last {len(result.entries)}" if cut else "all there are"
@@ -315,7 +335,8 @@ class Discovery:
         if mode is None:
             mode = mode_of(metric)
             notes.append(f"a {'lower' if mode == 'min' else 'higher'} {metric} is better")
-        opened = self.open()
+        # The metric decides, of whatever kind they are.
+        opened = self._opened()
         values, metric_notes = _read_metric(opened, metric)
         nan = [math.isnan(value) for value in values]
         result = _keep(opened, [not bad for bad in nan], f"{metric} is NaN")
@@ -341,11 +362,22 @@ class Discovery:
         """Open every entry: earlier averages are left out, and steps are compared with the contents.
 
         Raises:
+            UsageError: There are several kinds of checkpoints.
             UnreadableError: One of them cannot be read; the hint says how to go without it.
         """
-        return self if self.checked else self._newest(len(self.entries))
+        self._ask_for_one_kind()
+        return self._opened()
 
     # --- inside
+
+    def _opened(self) -> Discovery:
+        return self if self.checked else self._newest(len(self.entries))
+
+    def _ask_for_one_kind(self) -> None:
+        asked = question(str(self.directory), self.entries, both=True)
+        if asked is not None:
+            asked.path = self.directory
+            raise asked
 
     def _where(self) -> str:
         return f"{self.directory}: " if self.directory else ""

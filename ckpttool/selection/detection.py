@@ -34,12 +34,25 @@ Listing = Mapping[str, "Sequence[str] | None"]
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What an entry's name says. Of `step`, `epoch` and `date`, those that its pattern has."""
+    """What an entry's name says. Of `step`, `epoch` and `date`, those that its pattern has.
+
+    Attributes:
+        series: Which of several averages of one run it is of, where its pattern says that.
+        alike: A glob of names that differ from it in numbers only, but for the series.
+    """
 
     name: str
     step: int | None = None
     epoch: int | None = None
     date: int | None = None
+    series: str = field(default="", compare=False)
+    alike: str = field(default="", compare=False)
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """What tells its kind from others in its directory: what its name counts, and the series."""
+        counted = [unit for unit in ("date", "epoch", "step") if getattr(self, unit) is not None]
+        return (*counted, self.series) if self.series else tuple(counted)
 
 
 @dataclass(frozen=True)
@@ -65,13 +78,30 @@ class Classified:
     why: str = field(default="", compare=False)
 
 
+_UNFINISHED = "unfinished or not a checkpoint"
+
+
 @lru_cache(maxsize=1 << 14)  # Forty rows ask the same of every name.
 def _first(rules: tuple[Rule, ...], name: str) -> str | None:
     return next((rule.reason for rule in rules if re.fullmatch(rule.pattern, name)), None)
 
 
+def _leaving(rules: tuple[Rule, ...], name: str, listing: Listing) -> str | None:
+    """Why a layout leaves a name out; also that what it belongs to is not there."""
+    reason = _first(rules, name)
+    owner = None if reason is None else _owner(rules, name)
+    return reason if owner is None or owner in listing else f"belongs to {owner}, which is missing or left out"
+
+
+@lru_cache(maxsize=1 << 14)
+def _owner(rules: tuple[Rule, ...], name: str) -> str | None:
+    matches = ((rule, re.fullmatch(rule.pattern, name)) for rule in rules)
+    rule, match = next((rule, match) for rule, match in matches if match)
+    return match.expand(rule.owner) if rule.owner else None
+
+
 def _has_any(inner: Sequence[str], globs: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, glob.split("/")[0]) for name in inner for glob in globs)
+    return any(fnmatchcase(name, glob) and name.count("/") == glob.count("/") for name in inner for glob in globs)
 
 
 def _named(layout: Layout, name: str) -> Named | None:
@@ -83,8 +113,21 @@ def _named(layout: Layout, name: str) -> Named | None:
                 for group, text in match.groupdict().items()
                 if text is not None and group in {"step", "epoch", "date"}
             }
-            return Named(name, **numbers)
+            return Named(name, **numbers, series=match.groupdict().get("series") or "", alike=_alike(match))
     return None
+
+
+def _alike(match: re.Match[str]) -> str:
+    """A glob of names that differ from this one in numbers only, but for the series."""
+    name, glob, end = match.string, "", 0
+    # A group's number may end where the next one begins: "ep10.500" is no decimal.
+    for group in sorted(match.groupdict(), key=match.start):
+        start, stop = match.span(group)
+        if start >= end:
+            glob += _NUMBER.sub("[0-9]*", name[end:start])
+            glob += match[group] if group == "series" else re.sub(r"\d+", "[0-9]*", match[group])
+            end = stop
+    return glob + _NUMBER.sub("[0-9]*", name[end:])
 
 
 def _looks_like_weights(name: str) -> bool:
@@ -107,7 +150,7 @@ def classify(layout: Layout, listing: Listing) -> Classified:
         inner = listing[name]
         is_ours = (inner is not None) == (layout.kind == "directory")
         looks = _looks_like_weights(name) or (inner is not None and _has_any(inner, WEIGHT_FILES))
-        own_leaving, own_alias = _first(layout.leavings, name), _first(layout.aliases, name)
+        own_leaving, own_alias = _leaving(layout.leavings, name, listing), _first(layout.aliases, name)
         named = _named(layout, name) if is_ours else None
         common = _first((UNFINISHED,), name) or (_first((HIDDEN,), name) if named is None else None)
         if common is not None and own_leaving is None:
@@ -121,7 +164,7 @@ def classify(layout: Layout, listing: Listing) -> Classified:
             evidence += 1
         elif named is not None and inner is not None and layout.markers and not _has_any(inner, layout.markers):
             missing = " or ".join(layout.markers[:3])
-            leavings.append((name, f"unfinished or not a checkpoint: no {missing} in it"))
+            leavings.append((name, f"{_UNFINISHED}: no {missing} in it"))
         elif named is not None:
             entries[name] = named
         elif looks or inner is not None:
@@ -155,6 +198,8 @@ def classify(layout: Layout, listing: Listing) -> Classified:
 _INTEGER = re.compile(r"(?<!\d)(?<!\d\.)\d+(?!\.?\d)")
 _STEP_WORD = re.compile(r"(?:steps?|iters?|iterations?|it|updates?|batch|ba|global_?step|kimg)[-_=.]?$", re.IGNORECASE)
 _EPOCH_WORD = re.compile(r"(?:epochs?|ep|e)[-_=.]?$", re.IGNORECASE)
+_RUN_WORD = re.compile(r"(?<![a-z])(?:seed|fold|run|trial|exp|experiment|version|split)[-_=.]?$", re.IGNORECASE)
+"""What a directory's number counts where it is a run of its own."""
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -180,11 +225,15 @@ def _generic(listing: Listing) -> list[Classified]:
             numbers = list(_INTEGER.finditer(stem))
             steps = [number for number in numbers if _STEP_WORD.search(stem[: number.start()])]
             epochs = [number for number in numbers if _EPOCH_WORD.search(stem[: number.start()])]
+            if is_directory and not steps and not epochs and _RUN_WORD.search(stem[: numbers[-1].start()]):
+                continue
             if steps or not epochs:
                 chosen = steps[-1] if steps else numbers[-1]
                 entries[name] = Named(name, step=int(chosen.group()))
             else:
                 entries[name] = Named(name, epoch=int(epochs[-1].group()))
+        if not entries:
+            continue
         layout = Layout("generic", (), "directory" if is_directory else "file", weights=WEIGHT_FILES)
         others = tuple(name for name in base.unexplained if name not in entries)
         why = f"no framework's pattern fits; {len(entries)} names follow {template}"
@@ -276,6 +325,14 @@ def _nothing_hint(listing: Listing, layout: str | None) -> str | None:
     if layout is not None:
         row = next((row for row in LAYOUTS if row.name == layout), None)
         return f"Looked for {' or '.join(row.entries)}." if row else None
+    # The row that knows the most of them by name, although none is finished.
+    rows = [classify(row, listing) for row in LAYOUTS if row.name != "dcp"]  # which knows any number
+    unfinished = max(([each for each in row.leavings if each[1].startswith(_UNFINISHED)] for row in rows), key=len)
+    if unfinished:
+        first = next(row for row in rows if set(unfinished) <= set(row.leavings))
+        return f"As {first.layout.name} has it, {unfinished[0][0]} is {unfinished[0][1]}" + (
+            f"; {len(unfinished) - 1} more." if unfinished[1:] else "."
+        )
     seen = classify(Layout("generic", ()), listing)
     left = Counter(reason for _, reason in (*seen.aliases, *seen.leavings))
     if left:

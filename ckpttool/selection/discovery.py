@@ -20,8 +20,10 @@ from typing import Literal
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UsageError
 from ckpttool.formats import format_of_directory
 from ckpttool.formats.parts import rank_folders
+from ckpttool.layouts import MARKED_FOLDERS
 from ckpttool.selection.choice import Discovery, Entry, Unit, stated_step, weights_file
 from ckpttool.selection.detection import Classified, Named, classify, detect, name_numbers
+from ckpttool.selection.kinds import question, told
 from ckpttool.tensors import Checkpoint, Skipped
 
 __all__ = ["discover", "from_paths"]
@@ -35,7 +37,7 @@ def _list(directory: Path) -> dict[str, tuple[str, ...] | None]:
             for item in items:
                 if item.is_dir():
                     try:
-                        listing[item.name] = tuple(os.listdir(item.path))
+                        listing[item.name] = _inside(item.path)
                     except OSError:
                         listing[item.name] = ()
                 elif item.is_file():
@@ -51,6 +53,15 @@ def _list(directory: Path) -> dict[str, tuple[str, ...] | None]:
     except OSError as error:
         raise UnreadableError(f"{directory}: cannot be listed ({error.strerror})", path=directory) from error
     return listing
+
+
+def _inside(directory: str) -> tuple[str, ...]:
+    """The names in a directory, and one level further down those that mark a checkpoint as finished."""
+    names = os.listdir(directory)
+    for folder in MARKED_FOLDERS.intersection(names):
+        with suppress(OSError):
+            names += [f"{folder}/{name}" for name in os.listdir(f"{directory}/{folder}")]
+    return tuple(names)
 
 
 def discover(
@@ -101,13 +112,19 @@ def discover(
         if hidden and error.hint is None:
             error.hint = f"{len(hidden)} names were left out by --include or --exclude."
         raise
+    if found.layout.name == "generic" and found.layout.kind == "directory":
+        # Runs beside each other, with the model that each has ended in, are numbered as well.
+        _ask_for_subdirectory(directory, {name: everything[name] for name in found.entries}, known=True)
     skipped = [
         Skipped(directory / name, hidden[name])
         for name in classify(found.layout, {name: everything[name] for name in hidden}).entries
     ]
-    entries, notes, warnings = _with_steps(directory, found, section)
+    entries, notes, warnings = _with_steps(directory, found, section, mixed=bool(include))
     entries, twins = _without_twins(entries)
-    _refuse_equal_steps(directory, entries)
+    _refuse_equal_steps(directory, entries, mixed=bool(include))
+    if include:
+        notes += told(entries)
+        entries = [replace(entry, kind=()) for entry in entries]
     skipped += twins
     skipped += [Skipped(directory / name, reason) for name, reason in found.leavings]
     skipped += _explain_aliases(directory, found, entries)
@@ -122,17 +139,25 @@ def discover(
     )
 
 
-def _ask_for_subdirectory(directory: Path, listing: dict[str, tuple[str, ...] | None]) -> None:
-    """Raise a question where the checkpoints are up to three levels further down."""
+def _ask_for_subdirectory(directory: Path, listing: dict[str, tuple[str, ...] | None], *, known: bool = False) -> None:
+    """Raise a question where the checkpoints are further down.
+
+    Args:
+        directory: The model directory.
+        listing: Its names, and those inside.
+        known: Whether only those count that a framework's row knows, one level down; else any, up to three levels.
+    """
     inside: list[str] = []
     level = sorted(name for name, inner in listing.items() if inner and not name.startswith("."))[:100]
-    for _ in range(3):
+    for _ in range(1 if known else 3):
         deeper: list[str] = []
         for name in level:
             below = _list(directory / name)
             try:
                 found = detect(below, where=name)
-                inside.append(f"{name} ({len(found.entries)} checkpoints)")
+                count = len(found.entries)
+                if not known or found.layout.name != "generic":
+                    inside.append(f"{name} ({count} checkpoint{'s' * (count != 1)})")
             except CkpttoolError:
                 deeper += [f"{name}/{child}" for child, inner in sorted(below.items()) if inner and child[:1] != "."]
         level = deeper[:200]
@@ -142,7 +167,7 @@ def _ask_for_subdirectory(directory: Path, listing: dict[str, tuple[str, ...] | 
         more = f" and {len(inside) - 6} more" if len(inside) > 6 else ""
         first = inside[0].rpartition(" (")[0]
         raise UsageError(
-            f"{directory}: no checkpoints in it, but further down: {', '.join(inside[:6])}{more}",
+            f"{directory}: the checkpoints are further down: {', '.join(inside[:6])}{more}",
             hint=f"Name the one that is meant, for instance {directory / first}.",
             path=directory,
         )
@@ -164,13 +189,29 @@ def _readable(entries: Iterable[Entry]) -> tuple[Entry, Checkpoint] | None:
     return None
 
 
-def _with_steps(directory: Path, found: Classified, section: str | None) -> tuple[list[Entry], list[str], list[str]]:
-    """The entries in their order, on one scale: all by their contents, or all by their names."""
+def _with_steps(
+    directory: Path, found: Classified, section: str | None, *, mixed: bool
+) -> tuple[list[Entry], list[str], list[str]]:
+    """The entries in their order, on one scale: all by their contents, or all by their names.
+
+    Args:
+        directory: The model directory.
+        found: Its names.
+        section: Where the weights are inside the files.
+        mixed: Whether the user has chosen among the names, so that their kinds are no question any more.
+    """
     keys = {name: _name_key(named) for name, named in found.entries.items()}
     units = {key[0] for key in keys.values() if key is not None}
     unit: Unit | None = units.pop() if len(units) == 1 and all(keys.values()) else None
     plain = [
-        Entry(directory / name, epoch=named.epoch, section=section, weights=found.layout.weights)
+        Entry(
+            directory / name,
+            epoch=named.epoch,
+            section=section,
+            weights=found.layout.weights,
+            kind=named.kind,
+            alike=named.alike,
+        )
         for name, named in found.entries.items()
     ]
     numbers = {entry.path: (keys[entry.name] or ("step", 0))[1] for entry in plain}
@@ -208,7 +249,7 @@ def _with_steps(directory: Path, found: Classified, section: str | None) -> tupl
         return by_name(), [], [warning]
     without = next(entry.name for entry, step in zip(plain, steps, strict=True) if step is None)
     if unit is None:
-        raise UsageError(
+        raise (None if mixed else question(str(directory), plain, both=False)) or UsageError(
             f"{directory}: some names count epochs and others steps, and {without} does not say its step",
             hint="Choose one kind with --include or --exclude.",
             path=directory,
@@ -237,10 +278,11 @@ def _same_file(path: Path, other: Path) -> str:
     return f"the same file as {other.name} ({'symbolic link' if path.is_symlink() else 'hard link'})"
 
 
-def _refuse_equal_steps(directory: Path, entries: list[Entry]) -> None:
+def _refuse_equal_steps(directory: Path, entries: list[Entry], *, mixed: bool) -> None:
     for first, second in pairwise(entries):
         if first.order == second.order:
-            raise UsageError(
+            asked = None if mixed else question(str(directory), entries, both=False)
+            raise asked or UsageError(
                 f"{directory}: {first.name} and {second.name} have the same {first.unit} {first.order}",
                 hint=f"Leave one out, for instance with --exclude {second.name!r}; or choose one kind with --include.",
                 path=directory,
@@ -257,7 +299,7 @@ def _explain_aliases(directory: Path, found: Classified, entries: list[Entry]) -
         if not entry.path.is_dir():
             sizes.setdefault(entry.path.stat().st_size, []).append(entry)
     skipped = []
-    unnamed = f"no number in its name as {found.layout.name} writes it"
+    unnamed = f"not named as {found.layout.name} names its checkpoints"
     for name, reason in (*found.aliases, *((name, unnamed) for name in found.unexplained)):
         path = directory / name
         twin = inodes.get(_inode(path))

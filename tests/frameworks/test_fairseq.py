@@ -92,7 +92,7 @@ def test_checkpoints_of_updates_and_the_best(average, fit, tmp_path):
     said = average(directory, "--include", "checkpoint_*_*.pt", "--last", 3)
     assert said.steps == [9, 12, 18]
     assert "checkpoint4.pt" not in said.names
-    said = average(directory, "--last", 3, "--force")
+    said = average(directory, "--include", "*.pt", "--last", 3, "--force")
     assert said.names == ["checkpoint3.pt", "checkpoint_4_18.pt", "checkpoint4.pt"]
     assert sum(name.startswith("checkpoint.best_") for name in said.skipped) == 2
 

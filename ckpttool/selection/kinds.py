@@ -1,0 +1,90 @@
+"""Kinds of checkpoints in one directory: of the ends of epochs and of updates between them, or of several averages.
+
+fairseq, icefall, WeNet, torchtune and mmengine save an epoch's end and every so many updates under names of their own,
+and edm2 an average of each length. The last five of such a directory are not five of anything: their spacing jumps, and
+near the end of an epoch two of them are nearly the same weights. The frameworks' own scripts ask which kind is meant,
+and so does ckpttool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Protocol
+
+from ckpttool.errors import UsageError
+
+__all__ = ["Kinded", "question", "told"]
+
+
+class Kinded(Protocol):
+    """What is asked of an entry."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """What tells its kind from others: what its name counts, and which series it is of."""
+
+    @property
+    def alike(self) -> str:
+        """A glob of names like its own."""
+
+
+def question(where: str, entries: Sequence[Kinded], *, both: bool) -> UsageError | None:
+    """What to ask about entries of several kinds; None where there is one kind.
+
+    Args:
+        where: The directory, for the message.
+        entries: In their order.
+        both: Whether all of them can be taken, in one order.
+    """
+    groups = _groups(entries)
+    if len(groups) < 2:
+        return None
+    answers = [answer for group in groups if (answer := _answer(group, entries))]
+    also = "; --include '*' takes all of them, in one order" if both else ""
+    return UsageError(
+        f"{where}: {_counted(groups)}",
+        hint=f"Say which: {_joined(answers, 'or')}{also}." if answers else "Choose with --include and --exclude.",
+    )
+
+
+def told(entries: Sequence[Kinded]) -> list[str]:
+    """What to say where the user has chosen names of several kinds: at most one sentence."""
+    groups = _groups(entries)
+    return [f"{_counted(groups)}, in one order, as --include names them"] if len(groups) > 1 else []
+
+
+def _groups(entries: Sequence[Kinded]) -> list[list[Kinded]]:
+    kinds: dict[tuple[str, ...], list[Kinded]] = {}
+    for entry in entries:
+        kinds.setdefault(entry.kind, []).append(entry)
+    return [kinds[kind] for kind in sorted(kinds)]
+
+
+def _counted(groups: Sequence[Sequence[Kinded]]) -> str:
+    counts = [f"{len(group)} like {group[-1].name}" for group in groups]
+    return f"{len(groups)} kinds of checkpoints: {_joined(counts, 'and')}"
+
+
+def _answer(group: Sequence[Kinded], entries: Sequence[Kinded]) -> str:
+    """Options that take one kind and no other."""
+    wanted = {entry.name for entry in group}
+    globs = list(dict.fromkeys(entry.alike for entry in group))
+    if _matching(globs, entries) == wanted:
+        return " ".join(f"--include '{glob}'" for glob in globs)
+    others = list(dict.fromkeys(entry.alike for entry in entries if entry.name not in wanted))
+    if _matching(others, entries).isdisjoint(wanted):
+        return " ".join(f"--exclude '{glob}'" for glob in others)
+    return ""
+
+
+def _matching(globs: Sequence[str], entries: Sequence[Kinded]) -> set[str]:
+    return {entry.name for entry in entries if any(fnmatchcase(entry.name, glob) for glob in globs)}
+
+
+def _joined(phrases: Sequence[str], word: str) -> str:
+    return f", {word} ".join([", ".join(phrases[:-1]), phrases[-1]]) if phrases[2:] else f" {word} ".join(phrases)
