@@ -34,7 +34,10 @@ def average(
     weights: Sequence[float] | None = None,
     normalize: bool = False,
     window_from_running_mean: bool = False,
+    layout: str | None = None,
     section: str | None = None,
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     **policies: Any,
 ) -> Result:
     """Average checkpoints into one file, as ``ckpttool average`` does.
@@ -50,7 +53,10 @@ def average(
         window_from_running_mean: Average all training from the first checkpoint (itself not in it) to the last, by the
             running means that the two hold. Of a directory, `last` counts the intervals, so that one more checkpoint
             is needed; of a list, there are two.
+        layout: Whose checkpoints these are, where it is not recognised. Not for a list.
         section: Dotted key path of the weights inside the files, where they are not found by themselves.
+        include: Only names of the directory that match this glob, or one of these. Not for a list.
+        exclude: No names of the directory that match this glob, or one of these. Not for a list.
         **policies: `dtype`, `keys`, `integers`, `keep_state`, `force`, `allow_nonfinite` of `ckpttool.make_plan`.
 
     Returns:
@@ -64,12 +70,16 @@ def average(
             "window_from_running_mean and weights both say what the coefficients are", hint="leave out one of the two"
         )
     if isinstance(source, (str, Path)):
-        found = discover(Path(source), section=section)
+        found = discover(Path(source), layout=layout, section=section, include=_globs(include), exclude=_globs(exclude))
         if window_from_running_mean:
             found = found.last_with_start(last)
         else:
             found = found.last_default() if last is None else found.last(last)
     else:
+        said = {"last": last, "layout": layout, "include": include or None, "exclude": exclude or None}
+        given = ", ".join(name for name, value in said.items() if value is not None)
+        if given:
+            raise UsageError(f"{given}: a list of checkpoints is taken whole", hint="Give the model directory instead.")
         found = from_paths([Path(path) for path in source], section=section)
     if window_from_running_mean:
         window_plan, _ = make_window_plan(found, str(output), **policies)
@@ -80,9 +90,14 @@ def average(
         output,
         coefficients=coefficients,
         selection=found.why,
+        unit=found.unit,
         skipped=found.skipped,
         notes=found.notes,
         warnings=found.warnings,
         **policies,
     )
     return execute(plan)
+
+
+def _globs(said: str | Sequence[str]) -> Sequence[str]:
+    return [said] if isinstance(said, str) else said

@@ -93,6 +93,7 @@ class Plan:
             give the same bits back), 1 for any other coefficients.
         tensors: What is computed, in output order. Of tied tensors only the first is here.
         selection: How the members were recognised in their directory: which layout, and why. Empty for named members.
+        unit: What the members' steps count: ``step``, ``epoch`` or ``date``.
         skipped: What was seen and left out, with reasons.
         notes: Sentences that the user should read.
         warnings: Sentences that the user must read.
@@ -113,6 +114,7 @@ class Plan:
     artifact: Artifact
     files: tuple[OutputFile, ...]
     selection: str = ""
+    unit: str = "step"
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -165,6 +167,7 @@ def make_plan(
     from_newest: Collection[str] = (),
     max_shard_bytes: int | None = None,
     selection: str = "",
+    unit: str = "step",
     skipped: Sequence[Skipped] = (),
     notes: Sequence[str] = (),
     warnings: Sequence[str] = (),
@@ -194,6 +197,7 @@ def make_plan(
         from_newest: Names of weights that are not averaged: the newest member's are taken, as they are.
         max_shard_bytes: Split the output's weights anew, for formats that have shards.
         selection: How the members were recognised, to be reported with the plan.
+        unit: What the members' steps count: "step", "epoch" or "date".
         skipped: What the selection left out, to be reported with the plan.
         notes: What the selection wants to be known.
         warnings: What the selection or the coefficients want to be known by all means.
@@ -244,7 +248,7 @@ def make_plan(
         drop=drop,
         max_shard_bytes=max_shard_bytes,
         keep_state=keep_state,
-        provenance=_provenance(members, operation, dtype, keys, details),
+        provenance=_provenance(members, unit, operation, dtype, keys, details),
         force=force,
         allow_nonfinite=allow_nonfinite,
     )
@@ -252,6 +256,7 @@ def make_plan(
     return replace(
         plan,
         selection=selection,
+        unit=unit,
         skipped=tuple(skipped),
         notes=(*notes, *matched.notes, *told),
         warnings=(*warnings, *warnings_of(matched)),
@@ -389,13 +394,13 @@ def _stem(path: Path) -> str:
 
 
 def _provenance(
-    members: Sequence[Member], operation: str, dtype: str, keys: str, details: Mapping[str, Any] | None
+    members: Sequence[Member], unit: str, operation: str, dtype: str, keys: str, details: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """What the output was made of. Names without directories and no times, so that equal inputs give equal bytes."""
     return {
         "ckpttool": __version__,
         "operation": operation,
-        "members": [{"name": m.checkpoint.path.name, "step": m.step, "coefficient": m.coefficient} for m in members],
+        "members": [{"name": m.checkpoint.path.name, unit: m.step, "coefficient": m.coefficient} for m in members],
         "dtype": dtype,
         "keys": keys,
         **(details or {}),

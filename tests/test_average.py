@@ -20,6 +20,10 @@ import safetensors.torch
 import torch
 from conftest import Ran
 
+import ckpttool
+from ckpttool.errors import UsageError
+from ckpttool.formats import open_checkpoint
+
 Run = Callable[..., Ran]
 VALUES = (1.0, 2.0, 6.0)  # their mean is 3
 
@@ -272,6 +276,31 @@ def test_the_plan_says_which_layout_was_recognised_and_why(run: Run, tmp_path: P
     named = run("average", *sorted(tmp_path.iterdir()), "-o", tmp_path / "x.safetensors", "--dry-run", "--json")
     assert json.loads(named.stdout)["selection"] is None
     assert f"Selection: {why}." in run("average", tmp_path, "-v").stderr
+
+
+def test_steps_that_count_epochs_are_called_so(run: Run, tmp_path: Path) -> None:
+    for epoch in (1, 2, 10):
+        torch.save({"w": torch.full((3,), float(epoch))}, tmp_path / f"epoch_{epoch}.pt")
+    assert run("average", tmp_path, "--dry-run").stdout.startswith("epoch\tcheckpoint\t")
+    ran = run("average", tmp_path, "-o", tmp_path / "out.safetensors", "--json")
+    assert "(epochs 1, 2, 10)" in ran.stderr
+    assert json.loads(ran.stdout)["unit"] == "epoch"
+    assert open_checkpoint(tmp_path / "out.safetensors").provenance["members"][2]["epoch"] == 10
+
+
+def test_the_library_selects_by_name_and_refuses_what_a_list_cannot_mean(tmp_path: Path) -> None:
+    for name in ("epoch_1.pt", "epoch_2.pt", "epoch_3.pt", "step_10.pt"):
+        torch.save({"w": torch.full((3,), float(name[-4]))}, tmp_path / name)
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(UsageError, match="2 kinds"):
+        ckpttool.average(tmp_path, out)
+    ckpttool.average(tmp_path, out, include="epoch_*.pt", exclude=["*_1.pt"])
+    assert safetensors.torch.load_file(out)["w"].tolist() == [2.5] * 3
+    paths = [tmp_path / "epoch_1.pt", tmp_path / "epoch_2.pt"]
+    for wrong in ({"last": 2}, {"include": "*"}, {"exclude": ["x"]}, {"layout": "wenet"}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            ckpttool.average(paths, tmp_path / "two.safetensors", **wrong)
+    assert not (tmp_path / "two.safetensors").exists()
 
 
 def test_an_output_that_ends_in_a_separator_is_a_directory_to_write_into(run: Run, tmp_path: Path) -> None:

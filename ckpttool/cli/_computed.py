@@ -92,6 +92,7 @@ def apply_computed(
             operation="ema-apply",
             drop=own.drop,
             selection=found.why,
+            unit=found.unit,
             skipped=found.skipped,
             notes=notes,
             warnings=(*found.warnings, *one.warnings),

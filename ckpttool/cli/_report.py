@@ -79,6 +79,7 @@ def document(
             for index, member in enumerate(plan.members)
         ],
         "selection": plan.selection or None,
+        "unit": plan.unit,
         "skipped": [{"path": str(skipped.path), "reason": skipped.reason} for skipped in plan.skipped],
         "output": {"path": str(plan.output), "format": plan.format},
         **facts(plan),
@@ -104,7 +105,7 @@ def print_plan(plan: Plan, out: Output, *, peak_memory: int, details: Details | 
     columns = details.columns if details else {}
     cells = zip(*columns.values(), strict=True) if columns else [()] * len(plan.members)
     members = [[*row, *more] for row, more in zip(_member_rows(plan, out.size), cells, strict=True)]
-    out.table(["step", "checkpoint", "bytes", "coefficient", *columns], members)
+    out.table([plan.unit, "checkpoint", "bytes", "coefficient", *columns], members)
     if plan.skipped:
         out.gap()
         out.table(["skipped", "because"], _skipped_rows(plan.skipped, grouped=out.is_terminal))
@@ -133,7 +134,7 @@ def print_plan(plan: Plan, out: Output, *, peak_memory: int, details: Details | 
 def print_start(plan: Plan, out: Output, details: Details | None = None) -> None:
     """What is about to be done, on stderr."""
     steps = [member.step for member in plan.members]
-    known = f" (steps {_steps(steps)})" if all(step is not None for step in steps) else ""
+    known = f" ({plan.unit}s {_steps(steps)})" if all(step is not None for step in steps) else ""
     averaging = f"Averaging {format_count(len(plan.members), 'checkpoint')}{known}, {format_bytes(plan.bytes_to_read)}."
     out.say(details.start if details is not None and details.start is not None else averaging)
     if plan.selection:

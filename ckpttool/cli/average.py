@@ -101,6 +101,7 @@ def average(
         default_output(checkpoints, output, "avg"),
         coefficients=coefficients,
         selection=found.why,
+        unit=found.unit,
         skipped=found.skipped,
         notes=found.notes,
         warnings=found.warnings,

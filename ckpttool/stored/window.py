@@ -187,6 +187,7 @@ def make_window_plan(found: Discovery, output: str, **policies: Any) -> tuple[Pl
         like=stop.average.trained,
         from_newest=stop.not_averaged,
         selection=found.why,
+        unit=found.unit,
         skipped=_skipped(found, window),
         notes=(*found.notes, *_notes(window)),
         warnings=(*found.warnings, *_warnings(window)),
