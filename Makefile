@@ -12,12 +12,13 @@ DIGITS := examples/digits
 USER_ENV := .venv
 DEV_ENV := .venv-dev
 FRAMEWORKS_ENV := .venv-frameworks
+DEEPSPEED_ENV := .venv-deepspeed
 NUMPY1_ENV := .venv-numpy1
 TENSORFLOW_ENV := .venv-tensorflow
 SMOKE := build/smoke
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-frameworks test-numpy1 test-tensorflow lint wheel-smoke bench figures clean
+.PHONY: help demo test test-frameworks test-deepspeed test-numpy1 test-tensorflow lint wheel-smoke bench figures clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +33,9 @@ test: $(DEV_ENV)/made  ## Run the whole test suite
 
 test-frameworks: $(FRAMEWORKS_ENV)/made  ## Let training frameworks load the results (downloads them, takes minutes)
 	$(FRAMEWORKS_ENV)/bin/python -m pytest tests/frameworks $(ARGS)
+
+test-deepspeed: $(DEEPSPEED_ENV)/made  ## The same for DeepSpeed, which trains on CPU for it (needs a C++ compiler)
+	PATH=$(abspath $(DEEPSPEED_ENV))/bin:$$PATH $(DEEPSPEED_ENV)/bin/python -m pytest tests/frameworks/test_deepspeed.py $(ARGS)
 
 test-numpy1: $(NUMPY1_ENV)/made  ## The same for fairseq, OpenNMT-py and Sockeye (PYTHON=python3.10)
 	$(NUMPY1_ENV)/bin/python -m pytest tests/frameworks $(ARGS)
@@ -61,7 +65,7 @@ figures: $(DEV_ENV)/made  ## Make the pictures of the documentation again
 	set -e; for script in $(wildcard docs/make_*.py); do $(DEV_ENV)/bin/python $$script; done
 
 clean:  ## Remove everything that make has made
-	rm -rf $(USER_ENV) $(DEV_ENV) $(FRAMEWORKS_ENV) $(NUMPY1_ENV) $(TENSORFLOW_ENV) build dist
+	rm -rf $(USER_ENV) $(DEV_ENV) $(FRAMEWORKS_ENV) $(DEEPSPEED_ENV) $(NUMPY1_ENV) $(TENSORFLOW_ENV) build dist
 
 # An environment is made anew when pyproject.toml has changed. Its last step leaves the stamp, so half an environment
 # never counts. The package is installed as a link to the sources: a change in them needs no new environment.
@@ -88,6 +92,15 @@ $(FRAMEWORKS_ENV)/made: pyproject.toml
 	$(FRAMEWORKS_ENV)/bin/python -m pip install --quiet $(TORCH)
 	$(FRAMEWORKS_ENV)/bin/python -m pip install --quiet --editable . --group frameworks
 	$(FRAMEWORKS_ENV)/bin/python -m pip install --quiet --no-deps timm speechbrain
+	touch $@
+
+# By itself: other frameworks use a DeepSpeed that they find. Its setup imports the PyTorch that is there.
+$(DEEPSPEED_ENV)/made: pyproject.toml
+	$(PYTHON) -m venv --clear $(DEEPSPEED_ENV)
+	$(DEEPSPEED_ENV)/bin/python -m pip install --quiet $(TORCH)
+	$(DEEPSPEED_ENV)/bin/python -m pip install --quiet --editable . numpy pytest hypothesis transformers accelerate \
+		setuptools wheel py-cpuinfo ninja
+	DS_BUILD_OPS=0 $(DEEPSPEED_ENV)/bin/python -m pip install --quiet --no-build-isolation deepspeed
 	touch $@
 
 # The omegaconf that fairseq asks for has metadata that pip 24.1 and later refuse.

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from ckpttool.tensors import Piece, Region, TensorSpec, c_strides
 
-__all__ = ["TilingError", "assembled", "check_tiling", "intersection", "narrow"]
+__all__ = ["TilingError", "assembled", "check_tiling", "in_runs", "intersection", "narrow", "regions_of_run"]
 
 _MAX_WORK = 1 << 24
 """Pieces that may be looked at to check one tensor; 4096 pieces of any arrangement take fewer."""
@@ -45,6 +45,71 @@ def assembled(shape: tuple[int, ...], pieces: Iterable[Piece]) -> TensorSpec:
     if len(filled) == 1:
         return filled[0].spec
     return TensorSpec(first.dtype, shape, filled[0].spec.storage, big_endian=first.big_endian, pieces=tuple(filled))
+
+
+def in_runs(shape: tuple[int, ...], runs: Iterable[TensorSpec]) -> TensorSpec:
+    """The tensor whose elements, in C order, lie in several runs: how an optimizer that flattens everything keeps it.
+
+    Args:
+        shape: Its shape.
+        runs: The runs in their order, each a tensor of one dimension in C order, with as many elements together as the
+            tensor has. At least one; empty ones count for nothing. They have one dtype and one byte order.
+
+    Raises:
+        TilingError: They have more or fewer elements, or are of different kinds.
+    """
+    given = list(runs)
+    first = given[0]
+    if any((run.dtype, run.big_endian) != (first.dtype, first.big_endian) for run in given):
+        raise TilingError("its pieces have different element types")
+    there, wanted = sum(run.numel for run in given), math.prod(shape)
+    if there != wanted:
+        raise TilingError(f"its pieces have {there:,} elements, and it has {wanted:,}")
+    filled = [run for run in given if run.numel] or given[:1]
+    if len(filled) == 1:
+        run = filled[0]
+        return TensorSpec(run.dtype, shape, run.storage, run.offset, big_endian=run.big_endian)
+    # Later elements begin later in the first dimension in which they differ: the pieces come out sorted.
+    pieces, strides, start = [], c_strides(shape), 0
+    for run in filled:
+        for offsets, sizes in regions_of_run(shape, start, start + run.numel):
+            at = sum(offset * step for offset, step in zip(offsets, strides, strict=True))
+            spec = TensorSpec(run.dtype, sizes, run.storage, run.offset + at - start, big_endian=run.big_endian)
+            pieces.append(Piece(offsets, spec))
+        start += run.numel
+    begin = filled[0]
+    return TensorSpec(
+        first.dtype, shape, begin.storage, begin.offset, big_endian=first.big_endian, pieces=tuple(pieces)
+    )
+
+
+def regions_of_run(shape: tuple[int, ...], start: int, stop: int) -> list[Region]:
+    """Cut elements [start, stop) of a tensor, counted in C order, into rectangular regions, in their order.
+
+    At most two for each dimension but the last: what is left of the first row and of the last one, and what is whole.
+    """
+    if start >= stop:
+        return []
+    if not shape:
+        return [Region((), ())]
+    if len(shape) == 1:
+        return [Region((start,), (stop - start,))]
+    inner = math.prod(shape[1:])
+    first, head = divmod(start, inner)
+    last, tail = divmod(stop, inner)
+
+    def within(row: int, low: int, high: int) -> list[Region]:
+        return [Region((row, *at), (1, *sizes)) for at, sizes in regions_of_run(shape[1:], low, high)]
+
+    if first == last:
+        return within(first, head, tail)
+    cut = []
+    if head:
+        cut += within(first, head, inner)
+        first += 1
+    if first < last:
+        cut.append(Region((first, *(0 for _ in shape[1:])), (last - first, *shape[1:])))
+    return cut + within(last, 0, tail)
 
 
 def check_tiling(shape: tuple[int, ...], regions: Sequence[Region]) -> None:

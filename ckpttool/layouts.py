@@ -116,7 +116,10 @@ COMMON_LEAVINGS: tuple[Rule, ...] = (
         r"|trainer_state|training-state|optim_states?|optimizer_states?|trainer)(?:[._-].*)?",
         "training state, not weights",
     ),
-    Rule(r".*-\d{5}-of-\d{5}\..*|.*[._-](?:shard|part|rank)[_-]?\d+\..*", "one piece of a checkpoint in several files"),
+    Rule(
+        r".*-\d{5}-of-\d{5}\..*|.*[._-](?:shard|part|rank)[_-]?\d+\..*|zero_pp_rank_\d+_.*_model_states\.pt",
+        "one piece of a checkpoint in several files",
+    ),
 )
 """Left out in every layout, unless an entry pattern says otherwise."""
 
@@ -183,6 +186,7 @@ _HF_NEVER = (
     "pytorch_model_fsdp*",
     "latest",
     "zero_to_fp32.py",
+    "zero_to_torch.py",
     "optim.*",
     "train.pt",
     "recipe_state*",
@@ -438,7 +442,7 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
         section="module",
         carry=("configs",),
-        never=("*_optim_states.pt", "zero_to_fp32.py"),
+        never=("*_optim_states.pt", "zero_to_fp32.py", "zero_to_torch.py"),
     ),
     Layout(
         "torchtitan",
@@ -476,8 +480,9 @@ LAYOUTS: tuple[Layout, ...] = (
             r"(?:.*[-_])?epoch=(?P<epoch>\d+)(?:[-_.].*)?",
         ),
         "directory",
-        weights=(".metadata", "weights"),
-        markers=(".metadata", "weights/.metadata"),
+        # DeepSpeed's files are in a folder called checkpoint.
+        weights=(".metadata", "weights", "checkpoint"),
+        markers=(".metadata", "weights/.metadata", "checkpoint"),
         aliases=(Rule(r"last(?:-v\d+)?(?:\.ckpt)?|.*-last(?:\.ckpt)?", _LAST),),
         section="state_dict",
         carry=("meta.pt", "context/*"),

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from ckpttool import __version__
 from ckpttool.errors import UsageError
+from ckpttool.formats import writes_shards, written_format
 from ckpttool.matching import KeyPolicy, Matched, match, spoken, ties
 from ckpttool.output_place import Place, check_room, find_place
 from ckpttool.plan_notes import notes_of, warnings_of
@@ -298,7 +299,7 @@ def assemble(
         UsageError: The format has no shards.
         WriteError: The disk has no room.
     """
-    if max_shard_bytes is not None and place.writer.NAME != "huggingface":
+    if max_shard_bytes is not None and not writes_shards(place.writer):
         raise UsageError(
             f"{place.path.name} is written by the format {place.writer.NAME}, which has no shards of a chosen size",
             hint="--max-shard-size is for directories in the layout of Hugging Face.",
@@ -320,7 +321,7 @@ def assemble(
         divisor=divisor,
         tensors=tuple(tensors),
         output=place.path,
-        format=place.writer.NAME,
+        format=written_format(place.writer),
         artifact=artifact,
         files=place.writer.lay_out(artifact),
         force=force,

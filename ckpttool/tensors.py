@@ -160,7 +160,8 @@ class TensorSpec:
         big_endian: Whether the bytes of an element stand in the other order.
         pieces: Of a tensor that lies in pieces: these, none of them empty or itself in pieces, which together are the
             whole tensor without a gap or an overlap, sorted by where they begin (`ckpttool.chunks` makes such). Then
-            `storage` is that of the first piece and `strides` is None. Empty for all other tensors.
+            `storage` is that of the first piece, `offset` says nothing and `strides` is None. Empty for all other
+            tensors.
     """
 
     dtype: DType
@@ -169,7 +170,8 @@ class TensorSpec:
     offset: int = 0
     strides: tuple[int, ...] | None = None
     big_endian: bool = False
-    pieces: tuple[Piece, ...] = ()
+    # Hundreds of them, of hundreds of tensors: where the first one is tells tensors apart well enough.
+    pieces: tuple[Piece, ...] = field(default=(), hash=False)
 
     @classmethod
     def view(

@@ -9,7 +9,7 @@ import torch
 
 from ckpttool.api import average
 from ckpttool.engine.run import execute
-from ckpttool.errors import MismatchError, UnreadableError, UnsupportedError, UsageError
+from ckpttool.errors import MismatchError, UnreadableError, UsageError
 from ckpttool.formats import format_of_directory, open_checkpoint
 from ckpttool.plan import make_plan
 from ckpttool.selection.discovery import discover, from_paths
@@ -189,15 +189,6 @@ def test_deepspeed_averages_module_weights_and_says_what_they_are(tmp_path):
 def test_without_zero_there_is_nothing_to_warn_about(tmp_path):
     save_deepspeed(tmp_path / "global_step10", 10, zero=False)
     assert not any("masters" in note for note in open_checkpoint(tmp_path / "global_step10").notes)
-
-
-def test_zero_3_names_the_converter(tmp_path):
-    for step in (10, 20):
-        save(tmp_path / f"global_step{step}" / "zero_pp_rank_0_mp_rank_00_model_states.pt", {"module": {}})
-    with pytest.raises(UnsupportedError, match="ZeRO-3") as caught:
-        discover(tmp_path).last(2)
-    assert "zero_to_fp32.py" in caught.value.hint
-    assert "--tag global_step20" in caught.value.hint
 
 
 def test_the_layer_files_of_gpt_neox_are_averaged_and_what_holds_no_weights_is_copied(tmp_path):

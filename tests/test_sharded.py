@@ -498,16 +498,6 @@ def test_a_model_and_an_adapter_in_one_directory_are_a_question(run):
         open_checkpoint(run / "checkpoint-10")
 
 
-def test_weights_partitioned_by_deepspeed_name_the_converter(tmp_path):
-    folder = tmp_path / "checkpoint-5"
-    (folder / "global_step5").mkdir(parents=True)
-    (folder / "global_step5" / "zero_pp_rank_0_mp_rank_00_model_states.pt").write_bytes(b"x")
-    (folder / "trainer_state.json").write_text("{}")
-    with pytest.raises(UnsupportedError) as caught:
-        open_checkpoint(folder)
-    assert "zero_to_fp32.py" in caught.value.hint
-
-
 # --- a run as it is --------------------------------------------------------------------------------------------
 
 

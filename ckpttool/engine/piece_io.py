@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpttool.chunks import intersection
+from ckpttool.chunks import intersection, regions_of_run
 from ckpttool.engine import numerics
-from ckpttool.engine.storage_io import Sources, View, blocks
+from ckpttool.engine.storage_io import Sources, View
 from ckpttool.errors import UnsupportedError
 from ckpttool.tensors import Region, TensorSpec, c_strides
 
@@ -99,10 +99,8 @@ class PiecedView:
         """Read elements [start, stop), counted in the output's order, into `out`; bytes as they are in the files."""
         elements = out.view(f"V{self.itemsize}")
         done = 0
-        for first, sizes, _ in blocks(0, self.shape, c_strides(self.shape), start, stop):
-            rank = len(self.shape) - len(sizes)
-            count = math.prod(sizes)
-            block = Region(_position(first, self.shape), (1,) * rank + sizes)
+        for block in regions_of_run(self.shape, start, stop):
+            count = math.prod(block.sizes)
             self._read_block(elements[done : done + count].reshape(block.sizes), block, tensor, scratch)
             done += count
 
@@ -123,14 +121,6 @@ class PiecedView:
                 part.view.source.read_into(into.data, part.view.base + first * self.itemsize, tensor)
             else:
                 part.view.read_block(target, first, part.strides, tensor, scratch)
-
-
-def _position(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The coordinates of an element by its number in C order."""
-    position = []
-    for step, size in zip(c_strides(shape), shape, strict=True):
-        position.append(index // step % size)
-    return tuple(position)
 
 
 def _is_run(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:

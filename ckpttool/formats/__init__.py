@@ -9,7 +9,9 @@ A format is a module with four names:
     lay_out(artifact: Artifact) -> tuple[OutputFile, ...]
 
 A format whose output is a directory, and not one file, has ``WRITES_DIRECTORY = True`` as well; and where the
-checkpoint has a name of its own in that directory, ``WRITES_MODEL_DIRECTORY = True``.
+checkpoint has a name of its own in that directory, ``WRITES_MODEL_DIRECTORY = True``. One that can split the weights
+into files of a chosen size has ``WRITES_SHARDS = True``. One that writes another format's directories has that one's
+name in ``WRITES_AS``.
 
 Files are recognised by content, never by suffix; outputs are chosen by suffix. A module is imported when the
 first file could be its own, so that no command pays for formats that it does not meet.
@@ -34,6 +36,8 @@ __all__ = [
     "open_checkpoint",
     "writes_directory",
     "writes_model_directory",
+    "writes_shards",
+    "written_format",
 ]
 
 HEAD_BYTES = 4096
@@ -64,6 +68,7 @@ _MODULES = {
     "torch": "ckpttool.formats.torch_file",
     "tensorflow": "ckpttool.formats.tensorflow_bundle",
     "npz": "ckpttool.formats.npz_file",
+    "zero": "ckpttool.formats.zero_shards",
 }
 """Name to module, in the order in which they are asked. Directories before the formats of the files in them;
 safetensors before torch: where its header has 640 bytes, the file begins with 80 02, as a pickle does, but no pickle
@@ -84,6 +89,16 @@ def writes_directory(writer: Format) -> bool:
 def writes_model_directory(writer: Format) -> bool:
     """Whether that directory is a model directory with a named checkpoint in it, and not the checkpoint itself."""
     return bool(getattr(writer, "WRITES_MODEL_DIRECTORY", False))
+
+
+def writes_shards(writer: Format) -> bool:
+    """Whether a format can split the weights into files of a chosen size."""
+    return bool(getattr(writer, "WRITES_SHARDS", False))
+
+
+def written_format(writer: Format) -> str:
+    """Name of the format of what a format writes: its own, or another one's."""
+    return str(getattr(writer, "WRITES_AS", writer.NAME))
 
 
 def format_of_directory(path: Path) -> str | None:

@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
+from ckpttool.formats import zero_shards
 from ckpttool.formats.directories import (
     Companion,
     Directory,
@@ -77,7 +78,7 @@ def recognise(path: Path, head: bytes) -> bool:  # noqa: ARG001  the same questi
     names = os.listdir(path)
     if ".metadata" in names:
         return False
-    return _zero3(path) is not None or _find(path) is not None
+    return _find(path) is not None
 
 
 def rank_folders(path: Path) -> list[str]:
@@ -145,22 +146,14 @@ def _states(path: Path, folder: str) -> _Found | None:
     """DeepSpeed's files, and gpt-neox's one for each layer."""
     if not (path / folder).is_dir():
         return None
-    states = sorted(name for name in os.listdir(path / folder) if _STATES.fullmatch(name))
-    if not states:
-        return None
+    names = sorted(os.listdir(path / folder))
+    states = [name for name in names if _STATES.fullmatch(name)]
+    if not states or any(fnmatchcase(name, "zero_pp_rank_*_model_states.pt") for name in names):
+        return None  # of ZeRO-3: `zero_shards` reads it, or says why not
     row = layout_row("deepspeed")
     folders = [folder, *(name for name in ("configs",) if (path / name).is_dir())]
     inner = {name: f"{folder}/{name}" if folder else name for name in states}
     return _Found("deepspeed", inner, path, ("*.yml", "*.yaml", "config.json", "meta.pt"), row.never, tuple(folders))
-
-
-def _zero3(path: Path) -> Path | None:
-    """A file in which DeepSpeed ZeRO-3 keeps placeholders instead of weights."""
-    for pattern in ("zero_pp_rank_*_model_states.pt", "checkpoint/zero_pp_rank_*_model_states.pt"):
-        first = next(path.glob(pattern), None)
-        if first is not None:
-            return first
-    return None
 
 
 def _group_of(path: Path) -> _Found | None:
@@ -199,20 +192,15 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
 
     Args:
         path: The directory; or the first of several files beside each other.
-        section: Where the weights are inside each file, where they are not found by themselves.
+        section: Where the weights are inside each file, where they are not found by themselves; "fp32" for the masters
+            of DeepSpeed's ZeRO, which are in the files of its optimizer.
 
     Raises:
         UnreadableError: A file is missing or broken, or the files are of different steps.
-        UnsupportedError: DeepSpeed ZeRO-3, whose files hold no weights of the model.
+        UnsupportedError: None of the files holds weights.
     """
-    zero3 = _zero3(path) if path.is_dir() else None
-    if zero3 is not None:
-        raise UnsupportedError(
-            f"{path}: DeepSpeed ZeRO-3 has partitioned the weights; {zero3.name} holds placeholders only",
-            path=path,
-            hint=f"Convert each checkpoint first: python zero_to_fp32.py {path.parent} OUTPUT --tag {path.name}"
-            " (DeepSpeed has put the script there).",
-        )
+    if section == zero_shards.SECTION and zero_shards.has_masters(path):
+        return zero_shards.read(path, section=section)
     found = _find(path) if path.is_dir() else _group_of(path)
     if found is None:
         raise UnreadableError(f"{path}: the files of a checkpoint were here, and are gone", path=path)
@@ -305,7 +293,7 @@ def _told(found: _Found, parts: Sequence[Part], copied: Sequence[str], companion
         dtypes = sorted({str(spec.dtype) for part in parts for spec in part.checkpoint.weights.values()})
         notes.append(
             f"averaged are the weights that DeepSpeed trains with ({', '.join(dtypes)}), not the float32 masters of its"
-            " optimizer; zero_to_fp32.py extracts those, and they can be averaged as well"
+            f" optimizer; --section {zero_shards.SECTION} averages those"
         )
     return notes
 

@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ckpttool.errors import CkpttoolError, UnreadableError, UnsupportedError, UsageError
-from ckpttool.formats import slices
+from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
+from ckpttool.formats import slices, zero_shards
 from ckpttool.formats.directories import (
     Directory,
     Part,
@@ -28,20 +28,16 @@ from ckpttool.formats.directories import (
     load_json,
     open_part,
 )
-from ckpttool.formats.sharded_layout import NAME, TOTAL_SIZE, Family, lay_out
+from ckpttool.formats.sharded_layout import INDEX, NAME, SHARD, SINGLE, TOTAL_SIZE, Family, is_weights, lay_out
+from ckpttool.formats.trainer_records import stated_dtype, trainer_state
 from ckpttool.tensors import Checkpoint
 
-__all__ = ["NAME", "SUFFIXES", "WRITES_DIRECTORY", "lay_out", "read", "recognise"]
+__all__ = ["NAME", "SUFFIXES", "WRITES_DIRECTORY", "WRITES_SHARDS", "lay_out", "read", "recognise"]
 
 SUFFIXES: tuple[str, ...] = ()
 WRITES_DIRECTORY = True
+WRITES_SHARDS = True
 
-_SINGLE = re.compile(
-    r"(?P<stem>model|pytorch_model|adapter_model|diffusion_pytorch_model|pytorch_lora_weights|pytorch_model_fsdp)"
-    r"(?:\.(?P<variant>[A-Za-z0-9_-]+))?\.(?P<suffix>safetensors|bin)"
-)
-_INDEX = re.compile(r"(?P<stem>.+)\.(?P<suffix>safetensors|bin)\.index(?:\.(?P<variant>[A-Za-z0-9_-]+))?\.json")
-_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?:\.(?P<variant>[A-Za-z0-9_-]+))?\.(?P<suffix>safetensors|bin)")
 _ADAPTERS = frozenset({"adapter_model", "pytorch_lora_weights"})
 _COMPONENT = re.compile(
     r"(?:unet|transformer|controlnet|prior|decoder|vqmodel|vae|autoencoder_?kl|text_encoder|image_encoder|t2iadapter)"
@@ -49,9 +45,6 @@ _COMPONENT = re.compile(
 )
 _MODULE = re.compile(r"\d+_[A-Za-z]\w*")
 """A layer of its own of a sentence-transformers model: ``2_Dense/``."""
-
-_PARTITIONED = ("global_step*",)
-_STATE = "trainer_state.json"
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------
@@ -67,11 +60,9 @@ def recognise(path: Path, head: bytes) -> bool:
     names = os.listdir(path)
     if ".metadata" in names or "CKPT.yaml" in names or has_any(names, ["*mp_rank_*"]):
         return False
-    if any(_SINGLE.fullmatch(name) or _INDEX.fullmatch(name) or _SHARD.fullmatch(name) for name in names):
+    if any(map(is_weights, names)):
         return True
-    if bool(_components(path)) or _slices(path, "") is not None:
-        return True
-    return has_any(names, _PARTITIONED) and "trainer_state.json" in names
+    return bool(_components(path)) or _slices(path, "") is not None
 
 
 def read(path: Path, *, section: str | None = None) -> Checkpoint:
@@ -79,12 +70,13 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
 
     Args:
         path: The directory.
-        section: Where the weights are inside each .bin file; or a component of a diffusers directory ("unet_ema").
+        section: Where the weights are inside each .bin file; or a component of a diffusers directory ("unet_ema"); or
+            "fp32" for the masters of DeepSpeed's ZeRO, where the Trainer has saved those beside the weights.
 
     Raises:
         UnreadableError: A shard is missing or broken, or the index and the shards do not fit together.
-        UnsupportedError: The weights are partitioned by DeepSpeed, or it is a piece of a checkpoint.
-        UsageError: The directory holds several models.
+        UnsupportedError: It is a piece of a checkpoint.
+        UsageError: The directory holds several models, or not the masters that were asked for.
     """
     if not path.is_dir():
         above = path.parent.parent if path.parent.name == slices.FOLDER else path.parent
@@ -93,11 +85,13 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
             path=path,
             hint=f"Name the directory: {above}",
         )
+    if section == zero_shards.SECTION and zero_shards.has_masters(path):
+        return zero_shards.read(path, section=section)
     notes: list[str] = []
     family = _choose(path, "", notes)
     components: dict[str, Family] = {} if family is not None else _components(path)
     if family is None and not components:
-        _refuse_without_weights(path)
+        raise UnreadableError(f"{path}: the weights were here, and are gone", path=path)
     chosen: str | None = None
     if section is not None and section in components:
         chosen, components, section = section, {section: components[section]}, None
@@ -119,9 +113,20 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
                 "adapters are averaged factor by factor: the mean of the A's times the mean of the B's"
                 " is not the mean of the products B·A"
             )
+    if section == zero_shards.SECTION and all(part.checkpoint.format == "safetensors" for part in parts):
+        raise UsageError(
+            f"{path}: no float32 masters of DeepSpeed's ZeRO beside the weights",
+            path=path,
+            hint="They are in global_step*, which may have been deleted. Leave --section out to average the weights.",
+        )
+    if section is None and zero_shards.has_masters(path):
+        notes.append(
+            "averaged are the weights that were saved for use, not the float32 masters that DeepSpeed has beside"
+            f" them; --section {zero_shards.SECTION} averages those"
+        )
     whole = collect(path, parts)
-    step, values = _trainer_state(path, notes)
-    values.update(_stated_dtype(path))
+    step, values = trainer_state(path, notes)
+    values.update(stated_dtype(path))
     row = layout_row("huggingface")
     folders = _folders(path, families)
     taken = {part.name for part in parts} | {each.path(each.index) for each in families if each.index}
@@ -152,16 +157,16 @@ def _choose(path: Path, folder: str, notes: list[str]) -> Family | None:
     candidates: list[Family] = []
     pieces: dict[tuple[str, str], list[str]] = {}
     for name in names:
-        if match := _INDEX.fullmatch(name):
+        if match := INDEX.fullmatch(name):
             candidates.append(Family(folder, match["stem"], match["suffix"], match["variant"] or "", index=name))
-        elif match := _SINGLE.fullmatch(name):
+        elif match := SINGLE.fullmatch(name):
             if (match["variant"] or "").isdigit():  # Eole: model.00.safetensors, model.01.safetensors
                 pieces.setdefault((match["stem"], match["suffix"]), []).append(name)
             else:
                 candidates.append(Family(folder, match["stem"], match["suffix"], match["variant"] or "", files=(name,)))
     candidates += [Family(folder, stem, suffix, files=tuple(some)) for (stem, suffix), some in pieces.items()]
     if not candidates:
-        shards = [name for name in names if _SHARD.fullmatch(name) and not slices.is_slice_file(name)]
+        shards = [name for name in names if SHARD.fullmatch(name) and not slices.is_slice_file(name)]
         sliced = _slices(path, folder)
         if sliced is not None:
             if shards:
@@ -220,7 +225,7 @@ def _components(path: Path) -> dict[str, Family]:
         is_named = _COMPONENT.fullmatch(folder) or (
             "adapter_config.json" in inside and not re.search(r"\d", folder) and not folder.startswith(".")
         )
-        if is_named and any(_SINGLE.fullmatch(name) or _INDEX.fullmatch(name) for name in inside):
+        if is_named and any(SINGLE.fullmatch(name) or INDEX.fullmatch(name) for name in inside):
             family = _choose(path, folder, [])
             if family is not None:
                 found[folder] = family
@@ -315,47 +320,9 @@ def _is_plain(name: str) -> bool:
     return bool(name) and name not in {".", ".."} and not re.search(r"[/\\:\x00]", name)
 
 
-def _refuse_without_weights(path: Path) -> None:
-    raise UnsupportedError(
-        f"{path}: no weights of the whole model in it: DeepSpeed has partitioned them",
-        path=path,
-        hint="Convert each checkpoint first: python zero_to_fp32.py . . --safe_serialization (the script is in it).",
-    )
-
-
-def _trainer_state(path: Path, notes: list[str]) -> tuple[int | None, dict[str, Any]]:
-    """The step, and the plain values, of the trainer's record."""
-    place = path / _STATE
-    if not place.is_file():
-        return None, {}
-    try:
-        content = load_json(place)
-    except CkpttoolError:
-        notes.append(f"{_STATE} cannot be read")
-        return None, {}
-    if not isinstance(content, dict):
-        return None, {}
-    plain = {key: value for key, value in content.items() if isinstance(value, (int, float, str))}
-    step = content.get("global_step")
-    return step if type(step) is int and step >= 0 else None, plain
-
-
-def _stated_dtype(path: Path) -> dict[str, Any]:
-    """The element type that the configuration states, by which transformers loads the weights."""
-    place = path / "config.json"
-    try:
-        content = load_json(place) if place.is_file() else {}
-    except CkpttoolError:
-        return {}
-    stated = content.get("dtype", content.get("torch_dtype")) if isinstance(content, dict) else None
-    return {"config.dtype": stated} if isinstance(stated, str) else {}
-
-
 def _stale(path: Path) -> list[str]:
     """Weights in the directory that are not taken: other formats, other variants, orphaned shards."""
-    return [
-        name for name in os.listdir(path) if _SINGLE.fullmatch(name) or _SHARD.fullmatch(name) or _INDEX.fullmatch(name)
-    ]
+    return [name for name in os.listdir(path) if is_weights(name)]
 
 
 def _folders(path: Path, families: Sequence[Family]) -> list[str]:

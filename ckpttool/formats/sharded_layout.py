@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +19,22 @@ from ckpttool.formats.directories import (
 )
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile, TensorId
 
-__all__ = ["NAME", "TOTAL_SIZE", "Family", "lay_out"]
+__all__ = ["INDEX", "NAME", "SHARD", "SINGLE", "TOTAL_SIZE", "Family", "is_weights", "lay_out", "split"]
 
 NAME = "huggingface"
 TOTAL_SIZE = "total_size"
+
+SINGLE = re.compile(
+    r"(?P<stem>model|pytorch_model|adapter_model|diffusion_pytorch_model|pytorch_lora_weights|pytorch_model_fsdp)"
+    r"(?:\.(?P<variant>[A-Za-z0-9_-]+))?\.(?P<suffix>safetensors|bin)"
+)
+INDEX = re.compile(r"(?P<stem>.+)\.(?P<suffix>safetensors|bin)\.index(?:\.(?P<variant>[A-Za-z0-9_-]+))?\.json")
+SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?:\.(?P<variant>[A-Za-z0-9_-]+))?\.(?P<suffix>safetensors|bin)")
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file's name is that of weights, of a shard of them, or of their index."""
+    return any(pattern.fullmatch(name) for pattern in (SINGLE, INDEX, SHARD))
 
 
 @dataclass(frozen=True)
@@ -62,12 +75,12 @@ class Family:
 def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
     """Lay a directory out: the newest member's files and shards, a new index, and what goes along.
 
-    With `artifact.max_shard_bytes` the weights are split anew; see `_split`.
+    With `artifact.max_shard_bytes` the weights are split anew; see `split`.
     """
     template = artifact.template
     if template is None or template.format != NAME:
         names = {identity: identity for identity in artifact.tensors if not identity[0]}
-        return tuple(_split(artifact, Family("", "model", "safetensors"), "safetensors", None, names))
+        return tuple(split(artifact, Family("", "model", "safetensors"), "safetensors", None, names))
     directory: Directory = template.container
     files: list[OutputFile] = []
     everything = shares(artifact, directory.parts)
@@ -87,7 +100,7 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
             share = {whole: inner for _, each in own for whole, inner in each.items()}
             order = {whole: share[whole] for whole in artifact.tensors if whole in share}
             checkpoints = [part.checkpoint for part, _ in own]
-            files += _split(artifact, family, checkpoints[0].format, _joined(checkpoints), order)
+            files += split(artifact, family, checkpoints[0].format, _joined(checkpoints), order)
     return (*files, *copied)
 
 
@@ -99,7 +112,7 @@ def _joined(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
     return replace(first, container=tuple(name for each in checkpoints for name in each.container))
 
 
-def _split(
+def split(
     artifact: Artifact,
     family: Family,
     format_name: str,

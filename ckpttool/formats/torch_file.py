@@ -31,6 +31,7 @@ __all__ = [
     "SUFFIXES",
     "TorchContainer",
     "lay_out",
+    "no_garbage",
     "read",
     "read_graph",
     "read_inside",
@@ -79,7 +80,7 @@ def recognise(path: Path, head: bytes) -> bool:
 
 
 @contextmanager
-def _no_garbage() -> Iterator[None]:
+def no_garbage() -> Iterator[None]:
     """Let the collector rest: all objects of a pickle stay, and looking through them again and again costs a third."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -90,7 +91,7 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-@_no_garbage()
+@no_garbage()
 def read(path: Path, *, section: str | None = None) -> Checkpoint:
     """Open a torch file without reading any weight.
 
@@ -136,7 +137,7 @@ def read_graph(path: Path) -> Iterator[tuple[Any, Storages, Mapping[str, Any] | 
         yield found
 
 
-@_no_garbage()
+@no_garbage()
 def read_inside(path: Path, base: int, nbytes: int, *, section: str | None = None) -> Checkpoint:
     """Open a torch file of the zip format that is a part of another file, as `read` does.
 

@@ -14,7 +14,7 @@ from ckpttool.formats.inert_pickle import Inert
 from ckpttool.formats.sections import KeyPath
 from ckpttool.formats.torch_tensors import Refused, TensorReader
 
-__all__ = ["Opaque", "Place", "find", "plain_tree"]
+__all__ = ["Opaque", "Place", "find", "items_of", "plain_tree"]
 
 _MAX_DEPTH = 32
 _MAX_PLAIN = 4096
@@ -90,7 +90,7 @@ class _Builder:
         if isinstance(node, Inert):
             tensor = self._reader.read(node)
             if tensor is None:
-                items = _items(node)
+                items = items_of(node)
                 return _number(node) if items is None else self._mapping(items, path, depth)
             if isinstance(tensor, Refused):
                 self._refused.append((path, tensor))
@@ -108,8 +108,12 @@ class _Builder:
         }
 
 
-def _items(node: Inert) -> dict[Any, Any] | None:
-    """The items of an object that is a mapping."""
+def items_of(node: Any) -> dict[Any, Any] | None:
+    """The items of an object that is a mapping; None for any other."""
+    if type(node) is dict:
+        return node
+    if not isinstance(node, Inert):
+        return None
     if len(node):
         return node
     pairs = _pairs(node)
