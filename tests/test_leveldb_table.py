@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpttool.checksums import crc32c
-from ckpttool.formats import leveldb_table, protobuf_wire
-from ckpttool.formats.leveldb_table import CompressedBlockError, read_table, write_table
+from ckpttool.formats.tensorflow import leveldb_table, protobuf_wire
+from ckpttool.formats.tensorflow.leveldb_table import CompressedBlockError, read_table, write_table
 
 KEYS = st.lists(st.binary(max_size=12), unique=True, max_size=60).map(sorted)
 

@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 from ckpttool.checksums import crc32c
 from ckpttool.engine.run import execute
 from ckpttool.errors import NotFoundError, UnreadableError, UnsupportedError, UsageError
-from ckpttool.formats import bundle_entries, leveldb_table, open_checkpoint, protobuf_wire
-from ckpttool.formats import tensorflow_bundle as bundles
-from ckpttool.formats.bundle_entries import Entry
-from ckpttool.formats.object_graph import OBJECT_GRAPH, prune_object_graph
+from ckpttool.formats import open_checkpoint
+from ckpttool.formats.tensorflow import bundle_entries, leveldb_table, protobuf_wire
+from ckpttool.formats.tensorflow import tensorflow_bundle as bundles
+from ckpttool.formats.tensorflow.bundle_entries import Entry
+from ckpttool.formats.tensorflow.object_graph import OBJECT_GRAPH, prune_object_graph
 from ckpttool.plan import make_plan
 from ckpttool.selection.discovery import discover, from_paths
 from ckpttool.tensors import DTYPES, Artifact, OutputTensor

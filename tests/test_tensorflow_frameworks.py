@@ -17,7 +17,7 @@ from filler import artifact_like, fill, loaded, mean
 
 from ckpttool.engine import execute
 from ckpttool.errors import UnreadableError
-from ckpttool.formats import tensorflow_bundle as bundles
+from ckpttool.formats.tensorflow import tensorflow_bundle as bundles
 from ckpttool.plan import make_plan
 from ckpttool.selection.discovery import from_paths
 

@@ -33,7 +33,9 @@ from ckpttool.errors import (
     UnsupportedError,
     UsageError,
 )
-from ckpttool.formats import HEAD_BYTES, torch_file, zip_archive
+from ckpttool.formats import HEAD_BYTES
+from ckpttool.formats.archives import zip_archive
+from ckpttool.formats.pytorch import torch_file
 from ckpttool.tensors import DTYPES, Artifact, Checkpoint, OutputFile, OutputTensor, TensorId, TensorSpec, c_strides
 
 LEGACY = {"_use_new_zipfile_serialization": False}

@@ -25,8 +25,9 @@ from ckpttool.engine.numerics import Scratch
 from ckpttool.engine.storage_io import Sources
 from ckpttool.engine.verification import Verification
 from ckpttool.errors import CkpttoolError, MismatchError, NonFiniteError, UnreadableError
-from ckpttool.formats import bundle_entries, open_checkpoint
-from ckpttool.formats.bundle_entries import Entry
+from ckpttool.formats import open_checkpoint
+from ckpttool.formats.tensorflow import bundle_entries
+from ckpttool.formats.tensorflow.bundle_entries import Entry
 from ckpttool.plan import Plan, make_plan
 from ckpttool.selection.discovery import from_paths
 from ckpttool.tensors import Checksum, Extent

@@ -15,6 +15,12 @@ name in ``WRITES_AS``.
 
 Files are recognised by content, never by suffix; outputs are chosen by suffix. A module is imported when the
 first file could be its own, so that no command pays for formats that it does not meet.
+
+safetensors_file          one file is one module
+pytorch/, tensorflow/     and each a folder: npz/, dcp/ (torch.distributed.checkpoint)
+folders/                  checkpoints that are directories of such files
+pickles/, archives/       what several of them are made of
+sections, section_names   what frameworks call the parts of a state dict
 """
 
 from __future__ import annotations
@@ -60,15 +66,15 @@ class Format(Protocol):
 
 
 _MODULES = {
-    "distributed": "ckpttool.formats.distributed",
-    "parts": "ckpttool.formats.parts",
-    "huggingface": "ckpttool.formats.sharded",
+    "distributed": "ckpttool.formats.dcp.distributed",
+    "parts": "ckpttool.formats.folders.parts",
+    "huggingface": "ckpttool.formats.folders.sharded",
     "safetensors": "ckpttool.formats.safetensors_file",
-    "nemo": "ckpttool.formats.nemo_archive",
-    "torch": "ckpttool.formats.torch_file",
-    "tensorflow": "ckpttool.formats.tensorflow_bundle",
-    "npz": "ckpttool.formats.npz_file",
-    "zero": "ckpttool.formats.zero_shards",
+    "nemo": "ckpttool.formats.pytorch.nemo_archive",
+    "torch": "ckpttool.formats.pytorch.torch_file",
+    "tensorflow": "ckpttool.formats.tensorflow.tensorflow_bundle",
+    "npz": "ckpttool.formats.npz.npz_file",
+    "zero": "ckpttool.formats.folders.zero_shards",
 }
 """Name to module, in the order in which they are asked. Directories before the formats of the files in them;
 safetensors before torch: where its header has 640 bytes, the file begins with 80 02, as a pickle does, but no pickle

@@ -19,7 +19,7 @@ from typing import Literal
 
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UsageError
 from ckpttool.formats import format_of_directory
-from ckpttool.formats.parts import rank_folders
+from ckpttool.formats.folders.parts import rank_folders
 from ckpttool.layouts import MARKED_FOLDERS
 from ckpttool.selection.choice import Discovery, Entry, Unit, stated_step, weights_file
 from ckpttool.selection.detection import Classified, Named, classify, detect, name_numbers

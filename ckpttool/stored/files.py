@@ -171,8 +171,8 @@ def _attempts(path: Path) -> Iterator[Checkpoint]:
 
 def _pickled(path: Path) -> StoredAverage | None:
     """Modules that were pickled whole, as YOLOv5 and Ultralytics do: their tensors need none of their code."""
-    from ckpttool.formats.torch_file import read_graph
-    from ckpttool.formats.torch_tensors import TensorReader
+    from ckpttool.formats.pytorch.torch_file import read_graph
+    from ckpttool.formats.pytorch.torch_tensors import TensorReader
 
     with read_graph(path) as (graph, storages, provenance):
         if not isinstance(graph, Mapping):

@@ -24,7 +24,7 @@ def tree_of(checkpoint: Checkpoint) -> Mapping[Any, Any]:
     """The tree of a checkpoint's container; for formats without one, the flat mapping of its tensors."""
     if checkpoint.format != "torch" or checkpoint.container is None:
         return dict(checkpoint.weights)
-    from ckpttool.formats.torch_tree import plain_tree
+    from ckpttool.formats.pytorch.torch_tree import plain_tree
 
     tree = plain_tree(checkpoint.container.graph, checkpoint.container.reader, [])
     if isinstance(tree, list):
