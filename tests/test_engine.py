@@ -26,8 +26,9 @@ from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 
 from ckpttool.engine import run as engine
+from ckpttool.engine import work
 from ckpttool.engine.run import execute, execute_together, read_values
-from ckpttool.engine.storage_io import Sources
+from ckpttool.engine.sources import Sources
 from ckpttool.engine.tasks import Preparation
 from ckpttool.errors import (
     CkpttoolError,
@@ -184,7 +185,7 @@ def test_plans_that_do_not_belong_together_are_refused(tmp_path):
 
 
 def test_progress_adds_up_to_the_bytes_of_the_plan(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "_REPORT_BYTES", 1)
+    monkeypatch.setattr(work, "_REPORT_BYTES", 1)
     seen = []
     plan = build_plan(members(tmp_path), tmp_path / "out.safetensors")
     result = execute(plan, on_progress=seen.append, chunk_elements=1000)
@@ -273,7 +274,7 @@ def test_any_view_is_read_as_torch_reads_it(tmp_path, view, chunk, transposed):
         output = dataclasses.replace(planned.output, strides=out_strides["x"])
         plan = dataclasses.replace(plan, tensors=(dataclasses.replace(planned, output=output),))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "_verifier", lambda _: lambda _: None)
+        patch.setattr(engine, "read_back", lambda _: lambda _: None)
         execute(plan, chunk_elements=chunk)
     slot = plan.files[0].slots[0]
     got = torch.from_numpy(np.fromfile(plan.output, np.float32, offset=slot.offset))
@@ -578,7 +579,7 @@ def test_a_file_that_is_shorter_than_its_plan_is_refused_by_name(two, tmp_path):
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_refused(two, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "_REPORT_BYTES", 1)
+    monkeypatch.setattr(work, "_REPORT_BYTES", 1)
     plan = build_plan(two, tmp_path / "out.safetensors")
     with pytest.raises(UnreadableError, match="became shorter") as caught:
         execute(plan, jobs=1, chunk_elements=100, on_progress=lambda _: os.truncate(two[1], 4_000))
@@ -678,7 +679,7 @@ def several_files(plan, tmp_path):
 
 
 def test_several_files_copies_and_seals(two, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "_verifier", lambda _: lambda _: None)
+    monkeypatch.setattr(engine, "read_back", lambda _: lambda _: None)
     output = tmp_path / "out"
     plan, sealed, blob = several_files(build_plan(two, output, provenance={"ckpttool": "0"}), tmp_path)
     # The slot of the second file wins for "a": one tensor has one place.
@@ -720,7 +721,7 @@ def test_ten_thousand_small_tensors_are_ten_pieces_of_work(tmp_path):
     save_numpy({f"t{index:05d}": row for index, row in enumerate(rows)}, tmp_path / "0.safetensors")
     plan = build_plan([tmp_path / "0.safetensors"] * 5, tmp_path / "o.safetensors")
     with contextlib.closing(Sources(None)) as sources:
-        assert len(Preparation([plan], sources).tasks(engine.CHUNK_ELEMENTS)) == 10
+        assert len(Preparation([plan], sources).tasks(work.CHUNK_ELEMENTS)) == 10
     execute(plan)
     assert safetensors_file.read(plan.output).weights.keys() == plan.members[0].checkpoint.weights.keys()
     assert plan.output.read_bytes()[-rows.nbytes :] == rows.tobytes()

@@ -22,7 +22,7 @@ from ckpttool.checksums import crc32c
 from ckpttool.checksums.by_kind import checksum
 from ckpttool.engine import execute, execute_together
 from ckpttool.engine.numerics import Scratch
-from ckpttool.engine.storage_io import Sources
+from ckpttool.engine.sources import Sources
 from ckpttool.engine.verification import Verification
 from ckpttool.errors import CkpttoolError, MismatchError, NonFiniteError, UnreadableError
 from ckpttool.formats import open_checkpoint

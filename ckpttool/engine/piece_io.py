@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from ckpttool.chunks import intersection, regions_of_run
 from ckpttool.engine import numerics
-from ckpttool.engine.storage_io import Sources, View
+from ckpttool.engine.sources import Sources
+from ckpttool.engine.storage_io import View
 from ckpttool.errors import UnsupportedError
 from ckpttool.tensors import Region, TensorSpec, c_strides
 
-__all__ = ["PiecedView", "open_view", "read_values"]
+__all__ = ["PiecedView", "open_view", "pieces_of", "read_values"]
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
@@ -157,3 +158,8 @@ def read_values(spec: TensorSpec, *, name: str = "the tensor") -> NDArray[Any]:
         if view.swap:
             numerics.swap_bytes(raw, view.component)
     return raw.view(numerics.numpy_dtype(spec.dtype.name)).reshape(spec.shape)
+
+
+def pieces_of(spec: TensorSpec) -> Sequence[TensorSpec]:
+    """A tensor, or the pieces that it lies in."""
+    return [piece.spec for piece in spec.pieces] or [spec]

@@ -15,7 +15,8 @@ from typing import TypeAlias
 from ckpttool.chunks import narrow
 from ckpttool.engine import numerics
 from ckpttool.engine.piece_io import PiecedView, open_view
-from ckpttool.engine.storage_io import Source, Sources, View
+from ckpttool.engine.sources import Source, Sources
+from ckpttool.engine.storage_io import View
 from ckpttool.engine.verification import Verification
 from ckpttool.errors import CkpttoolError, MismatchError, UsageError
 from ckpttool.matching import spoken

@@ -19,7 +19,7 @@ from ckpttool.tensors import Checksum
 
 if TYPE_CHECKING:
     from ckpttool.engine.numerics import Scratch
-    from ckpttool.engine.storage_io import Source
+    from ckpttool.engine.sources import Source
 
 __all__ = ["Verification", "damaged"]
 
