@@ -21,7 +21,7 @@ SMOKE := build/smoke
 .PHONY: help demo test test-frameworks test-deepspeed test-numpy1 test-tensorflow lint wheel-smoke bench figures clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(USER_ENV)/made  ## Average the last 5 checkpoints of a real small run, and see what it brought
 	@mkdir -p build
