@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,10 @@ def test_every_option_of_a_command_is_in_the_readme(command: list[str]) -> None:
     }
     missing = sorted(option for option in options if option not in readme)
     assert not missing
+
+
+@pytest.mark.skipif(not (shutil.which("make") and shutil.which("awk")), reason="there is no make here")
+def test_make_help_lists_every_target() -> None:
+    helped = subprocess.run(["make", "help"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.findall(r"^make (\S+)", helped, re.MULTILINE) == targets.split()
