@@ -37,7 +37,7 @@ test-frameworks: $(FRAMEWORKS_ENV)/made  ## Let training frameworks load the res
 test-deepspeed: $(DEEPSPEED_ENV)/made  ## The same for DeepSpeed, which trains on CPU for it (needs a C++ compiler)
 	PATH=$(abspath $(DEEPSPEED_ENV))/bin:$$PATH $(DEEPSPEED_ENV)/bin/python -m pytest tests/frameworks/test_deepspeed.py $(ARGS)
 
-test-numpy1: $(NUMPY1_ENV)/made  ## The same for fairseq, OpenNMT-py and Sockeye (PYTHON=python3.10)
+test-numpy1: $(NUMPY1_ENV)/made  ## The same for fairseq, OpenNMT-py and Sockeye (PYTHON=python3.10, and a C++ compiler)
 	$(NUMPY1_ENV)/bin/python -m pytest tests/frameworks $(ARGS)
 
 test-tensorflow: $(TENSORFLOW_ENV)/made  ## The same for TensorFlow and OpenNMT-tf (PYTHON=python3.11 or older)
