@@ -2,7 +2,7 @@
 
 Each module trains a tiny model with one framework's own trainer, so that a real model directory comes to be, averages
 it on the command line, and hands the result to that framework's own loader. A framework that is not installed is left
-out.
+out, unless ``--expect`` names it: what is installed for the purpose and does not import must not look like success.
 """
 
 from __future__ import annotations
@@ -19,9 +19,39 @@ import torch
 FOLDER = Path(__file__).parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--expect", default="", help="no test of these modules may be skipped: lightning,timm")
+
+
+class _Expected:
+    """Fails the run where a test of an expected module was skipped."""
+
+    def __init__(self, modules: Sequence[str]) -> None:
+        self._files = {f"test_{module}.py" for module in modules}
+        self._skipped: set[str] = set()
+
+    def _note(self, report: pytest.CollectReport | pytest.TestReport) -> None:
+        if report.skipped and Path(report.nodeid.split("::")[0]).name in self._files:
+            self._skipped.add(report.nodeid)
+
+    pytest_collectreport = pytest_runtest_logreport = _note
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._skipped:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for nodeid in sorted(self._skipped):
+            terminalreporter.write_line(f"EXPECTED, AND SKIPPED: {nodeid}", red=True)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # What frameworks warn about is their own affair.
     config.addinivalue_line("filterwarnings", "ignore")
+    expected = [module for module in config.getoption("--expect", "").split(",") if module]
+    if unknown := [module for module in expected if not (FOLDER / f"test_{module}.py").is_file()]:
+        raise pytest.UsageError(f"--expect: there is no tests/frameworks/test_{unknown[0]}.py")
+    config.pluginmanager.register(_Expected(expected))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
