@@ -345,6 +345,20 @@ def test_without_a_number_the_last_eight_intervals_are_taken_and_said(tmp_path: 
     }
 
 
+def test_intervals_are_counted_in_checkpoints_of_one_kind_and_two_ends_may_be_of_any(tmp_path: Path, run: Run) -> None:
+    """icefall saves every so many batches beside the ends of epochs: five of which, only its user knows."""
+    between = {batch: f"checkpoint-{batch}.pt" for batch in (60, 120)}
+    trained = Trained(tmp_path / "exp", 172, {**epochs(4), **between})
+    for counted in (["--last", "1"], ["--last", "3"], []):
+        ran = run("average", trained.directory, "--window-from-running-mean", "--dry-run", *counted)
+        assert ran.exit_code == 2
+        assert "2 kinds of checkpoints" in ran.stderr
+    counted = window(run, trained.directory, "--include", "epoch-*", "--last", "2")
+    assert [Path(member["path"]).name for member in counted["members"]] == ["epoch-2.pt", "epoch-4.pt"]
+    ends = window(run, trained.directory, "--from-step", "50", "--to-step", "150")
+    assert [Path(member["path"]).name for member in ends["members"]] == ["checkpoint-60.pt", "epoch-3.pt"]
+
+
 # --- What is said -----------------------------------------------------------------------------------------------
 
 

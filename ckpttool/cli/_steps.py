@@ -111,7 +111,8 @@ def _narrow_with_start(found: Discovery, options: SelectionOptions) -> Discovery
     """The checkpoints of the last intervals; where --from-step alone says it, all from the first one on."""
     found = _thinned(found, options)
     if options.last is None and options.from_step is not None:
-        opened = found.open()
+        # The two ends say the window, and nothing is counted: of which kinds they are makes no difference.
+        opened = found.open(mixed=True)
         return opened if len(opened.entries) > 1 else opened.last_with_start(1)
     return found.last_with_start(options.last)
 

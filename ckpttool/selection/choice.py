@@ -274,11 +274,12 @@ class Discovery:
                 which.
 
         Raises:
-            UsageError: n is not positive.
+            UsageError: n is not positive, or there are several kinds of checkpoints to count.
             NotFoundError: There are fewer; the hint says how many there are.
         """
         if n is not None and n < 1:
             raise UsageError(f"last {n}: must be at least 1")
+        self._ask_for_one_kind()
         wanted = (n or DEFAULT_LAST) + 1
         result = self._newest(wanted)
         there = len(result.entries)
@@ -358,14 +359,18 @@ class Discovery:
         notes.append(f"best {n} by {metric}: {listed}")
         return replace(result, entries=kept, notes=(*result.notes, *metric_notes, *notes))
 
-    def open(self) -> Discovery:
+    def open(self, *, mixed: bool = False) -> Discovery:
         """Open every entry: earlier averages are left out, and steps are compared with the contents.
 
+        Args:
+            mixed: Whether entries of several kinds may stand beside each other, in one order.
+
         Raises:
-            UsageError: There are several kinds of checkpoints.
+            UsageError: There are several kinds of checkpoints (without `mixed`).
             UnreadableError: One of them cannot be read; the hint says how to go without it.
         """
-        self._ask_for_one_kind()
+        if not mixed:
+            self._ask_for_one_kind()
         return self._opened()
 
     # --- inside
