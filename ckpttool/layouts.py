@@ -281,7 +281,7 @@ LAYOUTS: tuple[Layout, ...] = (
     # --- speech
     Layout(
         "espnet1",
-        (r"snapshot\.(?:ep|iter)\.(?P<epoch>\d+)",),
+        (r"snapshot\.ep\.(?P<epoch>\d+)", r"snapshot\.iter\.(?P<step>\d+)"),
         aliases=(Rule(r"model\..*\.best", _BEST), Rule(r"snapshot\.best.*", _BEST)),
         leavings=(Rule(r"model\..*\.avg\.best", _AVERAGE),),
         section="model",

@@ -566,6 +566,7 @@ def test_the_window_of_an_averaged_model_is_counted_in_updates(tmp_path: Path, r
         (["exp", "--show", "no.such"], 2, "no tensor", ""),
         (["exp/epoch-1.pt", "exp/epoch-2.pt", "exp/epoch-5.pt"], 2, "3 checkpoints were listed", "epoch-5.pt"),
         (["exp/epoch-1.pt"], 2, "one checkpoint", ""),
+        (["exp/epoch-1.pt", "--last", "1"], 2, "1 checkpoint was listed", "Name two: the window"),
         (["exp/epoch-1.pt", "exp/epoch-2.pt", "--last", "1"], 2, "taken whole", ""),
         (["old/epoch-1.pt", "exp/epoch-9.pt"], 4, "epoch-1.pt: model_avg, the running mean", "Without --window"),
         (["aimless/epoch-1.pt", "exp/epoch-9.pt"], 4, "average_period is not", "Without --window"),
@@ -651,6 +652,8 @@ def test_the_way_that_the_hint_shows_for_an_exponential_average_works(tmp_path: 
 def test_the_library_refuses_weights_beside_a_window(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="coefficients"):
         ct.average(trained.directory, tmp_path / "o.pt", weights=[0.5, 0.5], window_from_running_mean=True)
+    with pytest.raises(UsageError, match="0 checkpoints were listed"):
+        ct.average([], tmp_path / "o.pt", window_from_running_mean=True)
 
 
 def test_a_count_is_never_guessed(tmp_path: Path) -> None:

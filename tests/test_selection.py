@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,7 @@ KINDS = {
         ["checkpoint_9_850-shard0.pt", "checkpoint_10_950-shard0.pt"],
     ),
     "icefall": (["epoch-9.pt", "epoch-10.pt"], ["checkpoint-850.pt", "checkpoint-950.pt"]),
+    "espnet1": (["snapshot.ep.9", "snapshot.ep.10"], ["snapshot.iter.850", "snapshot.iter.950"]),
     "wenet": (["epoch_9.pt", "epoch_10.pt"], ["step_850.pt", "step_950.pt"]),
     "mmengine": (["epoch_9.pth", "epoch_10.pth"], ["iter_850.pth", "iter_950.pth"]),
     "torchtune": (["epoch_9", "epoch_10"], ["step_850", "step_950"]),
@@ -361,8 +363,20 @@ def test_two_checkpoints_with_the_same_step_are_a_question(tmp_path):
     save(tmp_path / "epoch=2-step=200.ckpt", step=200)
     with pytest.raises(UsageError, match="same step 100") as caught:
         discover(tmp_path)
-    assert "--exclude" in caught.value.hint
     assert len(discover(tmp_path, exclude=["*-v1.ckpt"])) == 2
+    # What the hint says must work, for as many as there are.
+    save(tmp_path / "epoch=2-step=200-v1.ckpt", step=200)
+    told = shlex.split(caught.value.hint.partition(": ")[2].rstrip("."))
+    assert told[0] == "--exclude"
+    assert names(discover(tmp_path, exclude=told[1:])) == ["epoch=1-step=100.ckpt", "epoch=2-step=200.ckpt"]
+
+
+def test_two_names_of_one_step_that_look_alike_are_told_apart_by_one_name(tmp_path):
+    for name in ("1.pt", "01.pt", "2.pt"):
+        save(tmp_path / name)
+    with pytest.raises(UsageError, match="same epoch 1") as caught:
+        discover(tmp_path)
+    assert caught.value.hint == "Leave one out: --exclude '1.pt'."
 
 
 def test_nothing_there_says_what_was_looked_for_and_what_is_there(tmp_path):

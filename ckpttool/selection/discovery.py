@@ -23,7 +23,7 @@ from ckpttool.formats.folders.parts import rank_folders
 from ckpttool.layouts import MARKED_FOLDERS
 from ckpttool.selection.choice import Discovery, Entry, Unit, stated_step, weights_file
 from ckpttool.selection.detection import Classified, Named, classify, detect, name_numbers
-from ckpttool.selection.kinds import question, told
+from ckpttool.selection.kinds import parting, question, told
 from ckpttool.tensors import Checkpoint, Skipped
 
 __all__ = ["discover", "from_paths"]
@@ -284,7 +284,7 @@ def _refuse_equal_steps(directory: Path, entries: list[Entry], *, mixed: bool) -
             asked = None if mixed else question(str(directory), entries, both=False)
             raise asked or UsageError(
                 f"{directory}: {first.name} and {second.name} have the same {first.unit} {first.order}",
-                hint=f"Leave one out, for instance with --exclude {second.name!r}; or choose one kind with --include.",
+                hint=f"Leave one out: {parting(first, second, entries)}.",
                 path=directory,
             )
 

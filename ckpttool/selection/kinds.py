@@ -14,7 +14,7 @@ from typing import Protocol
 
 from ckpttool.errors import UsageError
 
-__all__ = ["Kinded", "question", "told"]
+__all__ = ["Kinded", "parting", "question", "told"]
 
 
 class Kinded(Protocol):
@@ -56,6 +56,18 @@ def told(entries: Sequence[Kinded]) -> list[str]:
     """What to say where the user has chosen names of several kinds: at most one sentence."""
     groups = _groups(entries)
     return [f"{_counted(groups)}, in one order, as --include names them"] if len(groups) > 1 else []
+
+
+def parting(first: Kinded, second: Kinded, entries: Sequence[Kinded]) -> str:
+    """The option that leaves out one of two: with all names like its own, where those are not the other's as well.
+
+    Lightning's ``...-v1.ckpt`` of a second run in the same directory go with one glob.
+    """
+    for one, other in ((second, first), (first, second)):
+        if _matching([one.alike], entries) == {entry.name for entry in entries if entry.alike == one.alike}:
+            if one.alike != other.alike:
+                return f"--exclude '{one.alike}'"
+    return f"--exclude '{second.name}'"
 
 
 def _groups(entries: Sequence[Kinded]) -> list[list[Kinded]]:

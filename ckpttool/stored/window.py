@@ -79,15 +79,17 @@ def find_window(found: Discovery) -> Window:
         found: Two checkpoints or more of a model directory, oldest first; or a list of exactly two.
 
     Raises:
-        UsageError: A list of more or fewer than two, or the mean was not updated between the two.
+        UsageError: Not two ends, or the mean was not updated between the two.
         MismatchError: One has no running mean, or they are not of one run.
     """
     entries = found.entries
     if len(entries) < 2 or (found.directory is None and len(entries) != 2):
+        count = f"{len(entries)} checkpoint{' was' if len(entries) == 1 else 's were'}"
+        instance = f", for instance {entries[0].name} and {entries[-1].name}" if entries[2:] else ""
         raise UsageError(
-            f"--window-from-running-mean: {len(entries)} checkpoints were listed, and a window has two ends",
-            hint=f"Name two, for instance {entries[0].name} and {entries[-1].name}: the window is what lies between, "
-            "without the first. Of a model directory, --last N takes the last N checkpoints.",
+            f"--window-from-running-mean: {count} listed, and a window has two ends",
+            hint=f"Name two{instance}: the window is what lies between, without the first. Of a model directory, "
+            "--last N takes the last N checkpoints.",
         )
     first, last = entries[0], entries[-1]
     start, stop = find_running_mean(first.checkpoint), find_running_mean(last.checkpoint)
