@@ -100,10 +100,11 @@ def _check_output(path: Path, checkpoints: Sequence[Checkpoint], *, force: bool,
                 hint="-o writes somewhere else.",
             )
         if is_directory and not force and any(path.iterdir()):
+            # Under the newest's own name it is an earlier output in the directory that was meant.
+            into = f"-o {path}{os.sep} writes into the directory"
+            elsewhere = "-o writes somewhere else" if path.name == checkpoints[-1].path.name else into
             raise OutputExistsError(
-                f"{path}: exists already",
-                path=path,
-                hint=f"--force replaces an earlier output; -o {path}{os.sep} writes into the directory.",
+                f"{path}: exists already", path=path, hint=f"--force replaces an earlier output; {elsewhere}."
             )
         if not is_directory and not force:
             raise OutputExistsError(

@@ -338,6 +338,24 @@ def test_temporary_names_are_left_out_and_links_to_nothing_are_not_there(run):
     assert len(found) == 10
 
 
+def test_a_typo_in_a_path_is_answered_with_the_name_that_is_there(run):
+    for ask in (lambda path: discover(path), lambda path: from_paths([path, run])):
+        with pytest.raises(NotFoundError, match="no such file or directory") as caught:
+            ask(run / "model_step_10000.pt")
+        assert caught.value.hint == f"Did you mean {run / 'model_step_1000.pt'}?"
+
+
+def test_bounds_that_leave_nothing_say_what_there_is(run):
+    """icefall's epochs are ordered by the batch inside, and --from-step 3 --to-step 7 meant epochs."""
+    with pytest.raises(NotFoundError, match="no checkpoint from step 3 to step 7") as caught:
+        discover(run).between(3, 7)
+    assert caught.value.hint == "There are 10 checkpoints, steps 100 to 1000."
+    with pytest.raises(NotFoundError, match="no checkpoint from step 5000 on"):
+        discover(run).between(from_step=5000)
+    with pytest.raises(NotFoundError, match="no checkpoint up to step 7"):
+        discover(run).between(to_step=7)
+
+
 # --- unreadable, equal, nothing --------------------------------------------------------------------------------
 
 
@@ -386,8 +404,9 @@ def test_nothing_there_says_what_was_looked_for_and_what_is_there(tmp_path):
     with pytest.raises(NotFoundError, match=r"train\.log") as caught:
         discover(tmp_path)
     assert caught.value.path == tmp_path
-    with pytest.raises(NotFoundError, match="no such directory"):
+    with pytest.raises(NotFoundError, match="no such file or directory") as caught:
         discover(tmp_path / "nowhere")
+    assert caught.value.hint is None
     with pytest.raises(UsageError, match="not a model directory"):
         discover(tmp_path / "train.log")
 
@@ -413,8 +432,8 @@ def test_a_directory_that_is_one_checkpoint_is_found_as_one(tmp_path):
 
 def test_filters_that_leave_nothing_say_so(run):
     with pytest.raises(NotFoundError, match="no checkpoint is left") as caught:
-        discover(run).between(from_step=5000).last_default()
-    assert "10 before --from-step 5000" in caught.value.hint
+        discover(run).exclude("*").last_default()
+    assert "10 --exclude *" in caught.value.hint
 
 
 # --- verbs -----------------------------------------------------------------------------------------------------
@@ -536,6 +555,9 @@ def test_a_metric_that_some_lack_lists_them_and_what_there_is(run):
     with pytest.raises(NotFoundError, match=r"model_step_500\.pt") as caught:
         discover(run).best(2, "loss")
     assert "bleu" in caught.value.hint
+    # A typo is a typo, whatever its direction would be.
+    with pytest.raises(NotFoundError, match="no metric 'los'"):
+        discover(run).best(2, "los")
 
 
 def test_an_ambiguous_metric_is_a_question(tmp_path):

@@ -579,8 +579,13 @@ def test_a_shard_that_gets_no_tensor_is_not_written(run):
 def test_an_existing_output_stays_and_force_replaces_only_an_earlier_output(run):
     entries = discover(run).last(2).entries
     execute(make_plan(entries, run / "out", max_shard_bytes=64))
-    with pytest.raises(OutputExistsError, match="exists already"):
+    with pytest.raises(OutputExistsError, match="exists already") as caught:
         make_plan(entries, run / "out")
+    assert f"-o {run / 'out'}/ writes into the directory" in caught.value.hint
+    execute(make_plan(entries, f"{run}/avg/"))
+    with pytest.raises(OutputExistsError, match="checkpoint-30: exists already") as caught:
+        make_plan(entries, f"{run}/avg/")
+    assert caught.value.hint == "--force replaces an earlier output; -o writes somewhere else."
     execute(make_plan(entries, run / "out", force=True))
     assert len(list((run / "out").glob("*.safetensors"))) == 2
     assert_mean(run / "out", 20, 30)

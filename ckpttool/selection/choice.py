@@ -199,6 +199,7 @@ class Discovery:
 
         Raises:
             UsageError: The bounds are the wrong way round, or entries have no step.
+            NotFoundError: No entry is between them; the hint says from where to where there are some.
         """
         if from_step is None and to_step is None:
             return self
@@ -217,6 +218,14 @@ class Discovery:
         if to_step is not None:
             keep = [entry.step is not None and entry.step <= to_step for entry in result.entries]
             result = _keep(result, keep, f"after --to-step {to_step}")
+        if self.entries and not result.entries:
+            first = "" if from_step is None else f" from {self.unit} {from_step}{'' if to_step is not None else ' on'}"
+            last = "" if to_step is None else f"{' up' if from_step is None else ''} to {self.unit} {to_step}"
+            raise NotFoundError(
+                f"{self._where()}no checkpoint{first}{last}",
+                hint=f"There {'is' if len(self.entries) == 1 else 'are'} {self.describe()}.",
+                path=self.directory,
+            )
         if self.unit != "step":
             result = replace(result, notes=(*result.notes, f"this directory counts {self.unit}s, and so do the bounds"))
         return result
@@ -332,13 +341,13 @@ class Discovery:
         """
         if n < 1:
             raise UsageError(f"best {n}: must be at least 1")
+        # The metric decides, of whatever kind they are. A name that nothing has is not asked for its direction.
+        opened = self._opened()
+        values, metric_notes = _read_metric(opened, metric)
         notes = []
         if mode is None:
             mode = mode_of(metric)
             notes.append(f"a {'lower' if mode == 'min' else 'higher'} {metric} is better")
-        # The metric decides, of whatever kind they are.
-        opened = self._opened()
-        values, metric_notes = _read_metric(opened, metric)
         nan = [math.isnan(value) for value in values]
         result = _keep(opened, [not bad for bad in nan], f"{metric} is NaN")
         values = [value for value, bad in zip(values, nan, strict=True) if not bad]

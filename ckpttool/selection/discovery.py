@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
@@ -43,7 +44,7 @@ def _list(directory: Path) -> dict[str, tuple[str, ...] | None]:
                 elif item.is_file():
                     listing[item.name] = None
     except FileNotFoundError as error:
-        raise NotFoundError(f"{directory}: no such directory", path=directory) from error
+        raise _missing(directory) from error
     except NotADirectoryError as error:
         raise UsageError(
             f"{directory}: a file, not a model directory",
@@ -53,6 +54,19 @@ def _list(directory: Path) -> dict[str, tuple[str, ...] | None]:
     except OSError as error:
         raise UnreadableError(f"{directory}: cannot be listed ({error.strerror})", path=directory) from error
     return listing
+
+
+def _missing(path: Path) -> NotFoundError:
+    """That there is no such path, and what is there under a name like it."""
+    try:
+        like = get_close_matches(path.name, os.listdir(path.parent), n=1)
+    except OSError:
+        like = []
+    return NotFoundError(
+        f"{path}: no such file or directory",
+        path=path,
+        hint=f"Did you mean {path.parent / like[0]}?" if like else None,
+    )
 
 
 def _inside(directory: str) -> tuple[str, ...]:
@@ -361,7 +375,7 @@ def from_paths(paths: Sequence[str | os.PathLike[str]], *, section: str | None =
     seen: dict[tuple[int, int], Path] = {}
     for entry in entries:
         if not entry.path.exists():
-            raise NotFoundError(f"{entry.path}: no such file or directory", path=entry.path)
+            raise _missing(entry.path)
         if entry.path.is_dir() and entry.file == entry.path and format_of_directory(entry.path) is None:
             _refuse_model_directory(entry.path)
         first = seen.setdefault(_inode(entry.file), entry.path)

@@ -63,10 +63,9 @@ def parting(first: Kinded, second: Kinded, entries: Sequence[Kinded]) -> str:
 
     Lightning's ``...-v1.ckpt`` of a second run in the same directory go with one glob.
     """
-    for one, other in ((second, first), (first, second)):
-        if _matching([one.alike], entries) == {entry.name for entry in entries if entry.alike == one.alike}:
-            if one.alike != other.alike:
-                return f"--exclude '{one.alike}'"
+    for glob in (second.alike, first.alike) if first.alike != second.alike else ():
+        if _matching([glob], entries) == {entry.name for entry in entries if entry.alike == glob}:
+            return f"--exclude '{glob}'"
     return f"--exclude '{second.name}'"
 
 
