@@ -339,7 +339,7 @@ def test_temporary_names_are_left_out_and_links_to_nothing_are_not_there(run):
 
 
 def test_a_typo_in_a_path_is_answered_with_the_name_that_is_there(run):
-    for ask in (lambda path: discover(path), lambda path: from_paths([path, run])):
+    for ask in (discover, lambda path: from_paths([path, run])):
         with pytest.raises(NotFoundError, match="no such file or directory") as caught:
             ask(run / "model_step_10000.pt")
         assert caught.value.hint == f"Did you mean {run / 'model_step_1000.pt'}?"
