@@ -51,7 +51,7 @@ def find_place(
             f"--keep-state needs an output of the newest checkpoint's own format, and {path.name} is not",
             hint=f"Name an output of the format {newest.format}, or leave --keep-state out.",
         )
-    _check_output(path, checkpoints, force=force, is_directory=writes_directory(writer))
+    _check_output(path, writer, checkpoints, force=force)
     return Place(path, writer, template)
 
 
@@ -74,7 +74,8 @@ def _path_and_writer(output: str | Path, newest: Checkpoint) -> tuple[Path, Form
     return path, writer
 
 
-def _check_output(path: Path, checkpoints: Sequence[Checkpoint], *, force: bool, is_directory: bool = False) -> None:
+def _check_output(path: Path, writer: Format, checkpoints: Sequence[Checkpoint], *, force: bool) -> None:
+    is_directory = writes_directory(writer)
     for checkpoint in checkpoints:
         inside = checkpoint.path
         if inside.is_dir() and inside.resolve() in path.resolve().parents:
@@ -100,9 +101,9 @@ def _check_output(path: Path, checkpoints: Sequence[Checkpoint], *, force: bool,
                 hint="-o writes somewhere else.",
             )
         if is_directory and not force and any(path.iterdir()):
-            # Under the newest's own name it is an earlier output in the directory that was meant.
-            into = f"-o {path}{os.sep} writes into the directory"
-            elsewhere = "-o writes somewhere else" if path.name == checkpoints[-1].path.name else into
+            # A model directory, and one with the newest's own name, is an earlier output where the output belongs.
+            is_output = writes_model_directory(writer) or path.name == checkpoints[-1].path.name
+            elsewhere = "-o writes somewhere else" if is_output else f"-o {path}{os.sep} writes into the directory"
             raise OutputExistsError(
                 f"{path}: exists already", path=path, hint=f"--force replaces an earlier output; {elsewhere}."
             )

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from ckpttool.checksums import crc32c
 from ckpttool.engine.run import execute
-from ckpttool.errors import NotFoundError, UnreadableError, UnsupportedError, UsageError
+from ckpttool.errors import NotFoundError, OutputExistsError, UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats import open_checkpoint
 from ckpttool.formats.tensorflow import bundle_entries, leveldb_table, protobuf_wire
 from ckpttool.formats.tensorflow import tensorflow_bundle as bundles
@@ -329,6 +329,10 @@ def test_the_average_of_a_run_is_a_model_directory_of_its_own(tmp_path):
     execute(plan)
     names = {"checkpoint", "ckpt-2.index", "ckpt-2.data-00000-of-00001"}
     assert {path.name for path in (tmp_path / "avg").iterdir()} == names
+    # A separator at its end makes no other place of it, so it is no advice.
+    with pytest.raises(OutputExistsError) as caught:
+        make_plan(discover(tmp_path).last(2).entries, tmp_path / "avg")
+    assert caught.value.hint == "--force replaces an earlier output; -o writes somewhere else."
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
