@@ -564,6 +564,7 @@ def test_the_window_of_an_averaged_model_is_counted_in_updates(tmp_path: Path, r
         (["exp", "--normalize"], 2, "--normalize", "Leave out one"),
         (["exp", "--keep-state"], 2, "wrong running mean", "Resume"),
         (["exp", "--show", "no.such"], 2, "no tensor", ""),
+        (["exp", "--section", "model_avg"], 4, "model_avg is no mean of these weights", "--section was given"),
         (["exp/epoch-1.pt", "exp/epoch-2.pt", "exp/epoch-5.pt"], 2, "3 checkpoints were listed", "epoch-5.pt"),
         (["exp/epoch-1.pt"], 2, "one checkpoint", ""),
         (["exp/epoch-1.pt", "--last", "1"], 2, "1 checkpoint was listed", "Name two: the window"),
@@ -591,7 +592,10 @@ def test_what_cannot_be_done_is_said_with_its_exit_code(
         (root if word.startswith("exp") else tmp_path) / word if re.match(r"[a-z]+(/|$)", word) else word
         for word in options
     ]
-    known = [word if word in {"linear", "best_valid_loss"} else path for word, path in zip(options, known, strict=True)]
+    known = [
+        word if word in {"linear", "best_valid_loss", "model_avg"} else path
+        for word, path in zip(options, known, strict=True)
+    ]
     ran = run("average", *known, "--window-from-running-mean", "-o", tmp_path / "out.pt")
     assert ran.exit_code == code, ran.stderr
     assert said in ran.stderr

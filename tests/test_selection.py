@@ -436,6 +436,16 @@ def test_filters_that_leave_nothing_say_so(run):
     assert "10 --exclude *" in caught.value.hint
 
 
+def test_globs_that_match_nothing_are_answered_with_the_names_that_are_there(run):
+    with pytest.raises(NotFoundError, match="--include left none") as caught:
+        discover(run, include=["epoch*"])
+    assert "model_step_100.pt, model_step_1000.pt" in caught.value.hint
+    (run / "epoch.log").write_text("")
+    with pytest.raises(NotFoundError, match=r"there are epoch\.log") as caught:
+        discover(run, include=["epoch*"])
+    assert "left out model_step_100.pt" in caught.value.hint
+
+
 # --- verbs -----------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from ckpttool.formats import format_of_directory
 from ckpttool.formats.folders.parts import rank_folders
 from ckpttool.layouts import MARKED_FOLDERS
 from ckpttool.selection.choice import Discovery, Entry, Unit, stated_step, weights_file
-from ckpttool.selection.detection import Classified, Named, classify, detect, name_numbers
+from ckpttool.selection.detection import Classified, Named, classify, detect, first_names, name_numbers
 from ckpttool.selection.kinds import parting, question, told
 from ckpttool.tensors import Checkpoint, Skipped
 
@@ -123,8 +123,12 @@ def discover(
             alone = Entry(directory, section=section)
             return Discovery(directory.parent, "single", "the directory is one checkpoint itself", (alone,))
         error.path = directory
-        if hidden and error.hint is None:
-            error.hint = f"{len(hidden)} names were left out by --include or --exclude."
+        if hidden and not listing:
+            options = " and ".join(name for name, globs in (("--include", include), ("--exclude", exclude)) if globs)
+            error.message = f"{directory}: of its {len(hidden)} names, {options} left none"
+            error.hint = f"There are {first_names(hidden)}."
+        elif hidden:
+            error.hint = f"{error.hint or ''} --include and --exclude left out {first_names(hidden)}.".strip()
         raise
     if found.layout.name == "generic" and found.layout.kind == "directory":
         # Runs beside each other, with the model that each has ended in, are numbered as well.

@@ -119,9 +119,16 @@ def _icefall(checkpoint: Checkpoint, tree: Mapping[Any, Any]) -> RunningMean:
             path=checkpoint.path,
             hint=_WITHOUT,
         )
-    found = recognise(checkpoint, slot=_ICEFALL)
+    try:
+        found = recognise(checkpoint, slot=_ICEFALL)
+    except UsageError:  # that nothing is at this slot, in words of ema-apply
+        found = None
     if found is None or found.where != _ICEFALL:
-        raise MismatchError(f"{checkpoint.path}: model_avg is no mean of these weights", path=checkpoint.path)
+        raise MismatchError(
+            f"{checkpoint.path}: model_avg is no mean of these weights",
+            path=checkpoint.path,
+            hint=f"Where --section was given, leave it out. {_WITHOUT}",
+        )
     return RunningMean(found, stated // period * period, "batches", period, stated, buffers_averaged=True)
 
 
