@@ -45,8 +45,8 @@ def average(
     Args:
         source: A model directory, or the checkpoints themselves.
         output: The file to write; its suffix chooses the format.
-        last: How many of the directory's newest checkpoints, by step; None: the last 8, or all there are.
-            Not for a list.
+        last: How many of the directory's newest checkpoints, by step; None: as many as there are weights, or the last
+            8, or all there are. Not for a list.
         weights: A coefficient for each checkpoint, oldest first in a directory, in the order given for a list; None:
             equal shares.
         normalize: Divide the weights by their sum; otherwise they must sum to 1.
@@ -69,12 +69,14 @@ def average(
         raise UsageError(
             "window_from_running_mean and weights both say what the coefficients are", hint="leave out one of the two"
         )
+    coefficients = None if weights is None else explicit(weights, normalize=normalize)
     if isinstance(source, (str, Path)):
         found = discover(Path(source), layout=layout, section=section, include=_globs(include), exclude=_globs(exclude))
         if window_from_running_mean:
             found = found.last_with_start(last)
         else:
-            found = found.last_default() if last is None else found.last(last)
+            count = len(coefficients) if last is None and coefficients is not None else last
+            found = found.last_default() if count is None else found.last(count)
     else:
         said = {"last": last, "layout": layout, "include": include or None, "exclude": exclude or None}
         given = ", ".join(name for name, value in said.items() if value is not None)
@@ -84,7 +86,6 @@ def average(
     if window_from_running_mean:
         window_plan, _ = make_window_plan(found, str(output), **policies)
         return execute(window_plan)
-    coefficients = None if weights is None else explicit(weights, normalize=normalize)
     plan = make_plan(
         found.entries,
         output,

@@ -132,6 +132,15 @@ def test_any_mixture_of_formats_makes_one_average(run: Run, directory: Path, tmp
     assert torch.equal(safetensors.torch.load_file(output)["a.weight"], torch.full((3, 2), 3.0))
 
 
+def test_as_many_of_a_directory_are_taken_as_there_are_weights_in_python_as_well(
+    run: Run, directory: Path, tmp_path: Path
+) -> None:
+    assert run("average", directory, "--weights", "0.25,0.75", "-o", tmp_path / "a" / "x.pt").exit_code == 0
+    ckpttool.average(directory, tmp_path / "b" / "x.pt", weights=[0.25, 0.75])
+    assert torch.equal(load(tmp_path / "b" / "x.pt")["model"]["a.weight"], torch.full((3, 2), 5.0))
+    assert (tmp_path / "a" / "x.pt").read_bytes() == (tmp_path / "b" / "x.pt").read_bytes()
+
+
 def test_weights_are_paired_oldest_first_in_a_directory_and_as_given_in_a_list(
     run: Run, directory: Path, tmp_path: Path
 ) -> None:
