@@ -26,7 +26,7 @@ from ckpttool.layouts import (
     Rule,
 )
 
-__all__ = ["Classified", "Listing", "Named", "classify", "detect", "first_names", "name_numbers"]
+__all__ = ["INCOMPLETE", "Classified", "Listing", "Named", "classify", "detect", "first_names", "name_numbers"]
 
 Listing = Mapping[str, "Sequence[str] | None"]
 """Name to the names inside it, for a directory; None for a file."""
@@ -78,7 +78,8 @@ class Classified:
     why: str = field(default="", compare=False)
 
 
-_UNFINISHED = "unfinished or not a checkpoint"
+INCOMPLETE = "unfinished or not a checkpoint"
+"""How the reason begins why a directory with a checkpoint's name is left out that lacks what marks one."""
 
 
 @lru_cache(maxsize=1 << 14)  # Forty rows ask the same of every name.
@@ -164,7 +165,7 @@ def classify(layout: Layout, listing: Listing) -> Classified:
             evidence += 1
         elif named is not None and inner is not None and layout.markers and not _has_any(inner, layout.markers):
             missing = " or ".join(layout.markers[:3])
-            leavings.append((name, f"{_UNFINISHED}: no {missing} in it"))
+            leavings.append((name, f"{INCOMPLETE}: no {missing} in it"))
         elif named is not None:
             entries[name] = named
         elif looks or inner is not None:
@@ -331,7 +332,7 @@ def _nothing_hint(listing: Listing, layout: str | None) -> str | None:
         return f"Looked for {' or '.join(row.entries)}." if row else None
     # The row that knows the most of them by name, although none is finished.
     rows = [classify(row, listing) for row in LAYOUTS if row.name != "dcp"]  # which knows any number
-    unfinished = max(([each for each in row.leavings if each[1].startswith(_UNFINISHED)] for row in rows), key=len)
+    unfinished = max(([each for each in row.leavings if each[1].startswith(INCOMPLETE)] for row in rows), key=len)
     if unfinished:
         first = next(row for row in rows if set(unfinished) <= set(row.leavings))
         return f"As {first.layout.name} has it, {unfinished[0][0]} is {unfinished[0][1]}" + (

@@ -23,7 +23,7 @@ from ckpttool.formats import format_of_directory
 from ckpttool.formats.folders.parts import rank_folders
 from ckpttool.layouts import MARKED_FOLDERS
 from ckpttool.selection.choice import Discovery, Entry, Unit, stated_step, weights_file
-from ckpttool.selection.detection import Classified, Named, classify, detect, first_names, name_numbers
+from ckpttool.selection.detection import INCOMPLETE, Classified, Named, classify, detect, first_names, name_numbers
 from ckpttool.selection.kinds import parting, question, told
 from ckpttool.tensors import Checkpoint, Skipped
 
@@ -145,6 +145,9 @@ def discover(
         entries = [replace(entry, kind=()) for entry in entries]
     skipped += twins
     skipped += [Skipped(directory / name, reason) for name, reason in found.leavings]
+    unfinished = [name for name, reason in found.leavings if reason.startswith(INCOMPLETE)]
+    if unfinished:
+        notes.append(f"left out, {INCOMPLETE}: {first_names(unfinished)}")
     skipped += _explain_aliases(directory, found, entries)
     return Discovery(
         directory,
