@@ -363,6 +363,13 @@ def test_a_file_that_is_missing_between_others_is_an_unfinished_checkpoint(three
         open_checkpoint(three)
 
 
+def test_an_absurd_rank_in_a_name_is_not_counted_up_to(three: Path) -> None:
+    os.rename(three / file(3), three / file(10**12))
+    (three / file(2)).unlink()
+    with pytest.raises(UnreadableError, match="an unfinished checkpoint$"):
+        open_checkpoint(three)
+
+
 def test_a_file_that_is_missing_at_the_end_shows_beside_the_others(three: Path, tmp_path: Path) -> None:
     """Nothing in a directory says how many ranks there were; torch's reader takes the rest for the whole, too."""
     save_rows(tmp_path / "d", seeded(2), 3)

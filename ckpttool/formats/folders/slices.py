@@ -28,6 +28,7 @@ _INFO = "DCP_SHARDING_INFO"
 _OWN_METADATA = frozenset({_INFO, "DCP_VERSION"})
 _NAME = re.compile(r"shard-(?P<rank>\d{5,})-model-(?P<index>\d{5,})-of-(?P<count>\d{5,})\.safetensors")
 _MAX_OFFSET = 2**63 - 1
+_MAX_RANK = 1 << 17
 _SHOWN = 3
 
 
@@ -174,10 +175,12 @@ def _missing(parts: Sequence[Part]) -> list[str]:
     """Names of files that ranks between the first and the last could have written, and that are not there."""
     matches = [match for part in parts if (match := _match(part.name))]
     there = {(int(match["rank"]), match["index"]) for match in matches}
-    ranks = range(1, max((rank for rank, _ in there), default=0) + 1)
+    last = max((rank for rank, _ in there), default=0)
+    if last > _MAX_RANK:  # no run has had so many: the name says nothing about others
+        return []
     return [
         f"shard-{rank:05d}-model-{index}-of-{matches[0]['count']}.safetensors"
-        for rank in ranks
+        for rank in range(1, last + 1)
         for index in sorted({index for _, index in there})
         if (rank, index) not in there
     ]
