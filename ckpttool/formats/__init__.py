@@ -40,6 +40,7 @@ __all__ = [
     "format_of_directory",
     "get_format",
     "open_checkpoint",
+    "refuse_pipe",
     "writes_directory",
     "writes_model_directory",
     "writes_shards",
@@ -127,6 +128,7 @@ def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoi
         UnreadableError: The file is empty, truncated, corrupt, or of a kind that nobody here knows.
     """
     path = Path(path)
+    refuse_pipe(path)
     first = path if path.exists() else _first_of(path)
     try:
         head = b""
@@ -160,6 +162,20 @@ def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoi
         path=path,
         hint="ckpttool reads safetensors, PyTorch (.pt, .pth, .ckpt, .bin), TensorFlow (.index), .npz and .nemo files.",
     )
+
+
+def refuse_pipe(path: Path) -> None:
+    """Refuse what would be waited for without end when it is opened.
+
+    Raises:
+        UnsupportedError: It is a pipe.
+    """
+    if path.is_fifo():
+        raise UnsupportedError(
+            f"{path}: a pipe, and no file: a checkpoint is read from many places at once",
+            path=path,
+            hint="Save it to a file, and name that.",
+        )
 
 
 def _first_of(prefix: Path) -> Path:

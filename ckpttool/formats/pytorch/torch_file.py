@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpttool.errors import MismatchError, UnreadableError, UnsupportedError
+from ckpttool.formats import refuse_pipe
 from ckpttool.formats.archives.zip_archive import Archive, first_name, open_archive
 from ckpttool.formats.pickles.inert_pickle import load
 from ckpttool.formats.pytorch.torch_layout import lay_out_graph, plain_graph
@@ -186,6 +187,7 @@ def _graph_in(archive: Archive) -> Iterator[tuple[Any, Storages, Mapping[str, An
 
 
 def _opened(path: Path) -> Any:
+    refuse_pipe(path)
     try:
         return path.open("rb")
     except OSError as error:
