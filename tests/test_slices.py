@@ -366,7 +366,7 @@ def test_a_file_that_is_missing_between_others_is_an_unfinished_checkpoint(three
 def test_an_absurd_rank_in_a_name_is_not_counted_up_to(three: Path) -> None:
     os.rename(three / file(3), three / file(10**12))
     (three / file(2)).unlink()
-    with pytest.raises(UnreadableError, match="an unfinished checkpoint$"):
+    with pytest.raises(UnreadableError, match=r"an unfinished checkpoint$"):
         open_checkpoint(three)
 
 
