@@ -1,7 +1,9 @@
 """DeepSpeed's ZeRO: the masters of the optimizer, averaged from its ranks' files as they are."""
 
+import gc
 import json
 import os
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from zero_writer import save_zero
 
-from ckpttool.engine.run import execute
+from ckpttool.engine.run import execute, expected_memory
+from ckpttool.engine.work import CHUNK_ELEMENTS
 from ckpttool.errors import OutputExistsError, UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats import open_checkpoint
 from ckpttool.formats.folders.zero_partitions import read_partitions
@@ -167,6 +170,22 @@ def test_zero_2_averages_what_it_trains_with_unless_the_masters_are_asked_for(tm
     ran = run("average", tmp_path, "--last", 2, "--section", "fp32", "-o", tmp_path / "x.pt")
     assert ran.exit_code == 0, ran.stderr
     same(torch.load(tmp_path / "x.pt"), mean(*weights.values()))
+
+
+def test_the_memory_that_a_plan_states_counts_the_slices(tmp_path):
+    weights = {f"layer.{index}": torch.randn(24, 2) for index in range(50)}
+    for step in (1, 2):
+        save_zero(tmp_path / f"global_step{step}", [weights], ranks=12, step=step)
+    average(tmp_path, tmp_path / "first.pt")  # what is imported and kept for good
+    gc.collect()
+    tracemalloc.start()
+    plan = make_plan(discover(tmp_path).entries, tmp_path / "x.pt")
+    execute(plan, jobs=1)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    stated = expected_memory([plan], 1) - expected_memory([], 1)
+    assert stated > 600 * 50 * 12 * 2
+    assert taken < stated + 32 * CHUNK_ELEMENTS
 
 
 # --- What is written -------------------------------------------------------------------------------------------
