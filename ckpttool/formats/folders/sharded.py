@@ -296,7 +296,9 @@ def _read_index(place: Path, suffix: str) -> tuple[dict[str, str], dict[str, Any
     content = load_json(place)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UnreadableError(f"{place}: not an index: it has no weight_map", path=place)
+        raise UnreadableError(
+            f"{place}: not an index: it has no weight_map", path=place, hint="Copy it again, or save it again."
+        )
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not _is_plain(name) or not name.endswith(f".{suffix}"):
             raise UnreadableError(

@@ -179,7 +179,11 @@ def _graph_in(archive: Archive) -> Iterator[tuple[Any, Storages, Mapping[str, An
         try:
             graph, _ = load(archive.read(f"{top}/{_PICKLE}"), path=path, persistent_load=storage_ref)
         except EOFError as error:
-            raise UnreadableError(f"{path}: the record {_PICKLE} is cut short", path=path) from error
+            raise UnreadableError(
+                f"{path}: the record {_PICKLE} is cut short",
+                path=path,
+                hint="The run may have been interrupted while it was saving, or a copy was not finished.",
+            ) from error
         storages = Storages(
             path, lambda ref: archive.extent(f"{top}/data/{ref.key}"), big_endian=_is_big_endian(archive, top)
         )
