@@ -246,7 +246,7 @@ def test_an_archive_of_very_many_members_is_none_of_a_model(tmp_path: Path, monk
     monkeypatch.setattr(nemo_archive, "_MAX_MEMBERS", there)
     open_checkpoint(path)
     monkeypatch.setattr(nemo_archive, "_MAX_MEMBERS", there - 1)
-    with pytest.raises(UnsupportedError, match="more than .* files and directories"):
+    with pytest.raises(UnsupportedError, match=r"more than .* files and directories"):
         open_checkpoint(path)
 
 

@@ -537,6 +537,18 @@ def test_masters_of_zero_2_that_were_deleted_are_said_to_be_missing(tmp_path):
     assert "optim_states.pt" in caught.value.hint
 
 
+def test_a_file_of_one_rank_is_no_checkpoint(tmp_path):
+    """Averaged like any other, the files of the model would give a model of empty tensors."""
+    for step in (90, 100):
+        save_zero(tmp_path / f"global_step{step}", grouped(tensors(step)), step=step)
+    for file in (model_file, optimizer_file):
+        with pytest.raises(UnsupportedError, match="a piece of a checkpoint") as caught:
+            average([file(tmp_path / "global_step90"), file(tmp_path / "global_step100")], tmp_path / "x.pt")
+        assert str(tmp_path / "global_step90") in caught.value.hint
+    save_zero(tmp_path / "run", grouped(tensors(0)), stage=2)  # which has all of the weights in the model's file
+    assert open_checkpoint(tmp_path / "run" / "mp_rank_00_model_states.pt").format == "torch"
+
+
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
     save_zero(tmp_path, grouped(tensors(0)))
     optimizer_file(tmp_path, 1).unlink()

@@ -72,14 +72,15 @@ _MODULES = {
     "huggingface": "ckpttool.formats.folders.sharded",
     "safetensors": "ckpttool.formats.safetensors_file",
     "nemo": "ckpttool.formats.pytorch.nemo_archive",
+    "zero": "ckpttool.formats.folders.zero_shards",
     "torch": "ckpttool.formats.pytorch.torch_file",
     "tensorflow": "ckpttool.formats.tensorflow.tensorflow_bundle",
     "npz": "ckpttool.formats.npz.npz_file",
-    "zero": "ckpttool.formats.folders.zero_shards",
 }
 """Name to module, in the order in which they are asked. Directories before the formats of the files in them;
 safetensors before torch: where its header has 640 bytes, the file begins with 80 02, as a pickle does, but no pickle
-has eight bytes of a plausible length and a brace after them."""
+has eight bytes of a plausible length and a brace after them. ZeRO before torch: its files are torch files,
+and pieces."""
 
 
 def get_format(name: str) -> Format:

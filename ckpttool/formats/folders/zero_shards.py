@@ -81,9 +81,13 @@ _INTERRUPTED = "The run may have been interrupted while it was saving, or a copy
 
 
 def recognise(path: Path, head: bytes) -> bool:
-    """Whether a directory has weights in ZeRO's partitions and nowhere else."""
+    """Whether a directory has weights in ZeRO's partitions and nowhere else.
+
+    One of the files is recognised as well, so that `read` can say that it is no checkpoint: with ZeRO-3 a model's file
+    has tensors of all names, and nothing in them.
+    """
     if head or not path.is_dir():
-        return False
+        return _is_tag([path.name])
     names = os.listdir(path)
     if any(map(_PLACEHOLDERS.fullmatch, names)):
         return True
@@ -207,6 +211,12 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
             f"{path}: there is no section {section!r}: ZeRO's partitions hold one set of weights",
             path=path,
             hint="Leave --section out.",
+        )
+    if not path.is_dir():
+        raise UnsupportedError(
+            f"{path}: one rank's file of DeepSpeed's ZeRO, a piece of a checkpoint that is a directory",
+            path=path,
+            hint=f"Name the directory: {path.parent}",
         )
     folder = _tag(path)
     optimizer, model = _files(folder)
