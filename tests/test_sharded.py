@@ -22,7 +22,7 @@ from ckpttool.errors import (
     UnsupportedError,
     UsageError,
 )
-from ckpttool.formats import open_checkpoint
+from ckpttool.formats import format_of_directory, open_checkpoint
 from ckpttool.plan import make_plan
 from ckpttool.selection.discovery import discover, from_paths
 
@@ -582,6 +582,22 @@ def test_a_link_in_the_place_of_a_tokenizer_that_leads_nowhere_is_said(run):
     with pytest.raises(UnreadableError, match=r"special_tokens_map\.json: cannot be read .* goes along") as caught:
         open_checkpoint(newest)
     assert "link" in caught.value.hint
+
+
+def test_a_directory_that_may_not_be_listed_is_said(run, monkeypatch):
+    newest = run / "checkpoint-30"
+    listdir = os.listdir
+
+    def refused(place):
+        if Path(place) == newest:
+            raise PermissionError(13, "Permission denied", str(place))
+        return listdir(place)
+
+    monkeypatch.setattr(os, "listdir", refused)
+    with pytest.raises(UnreadableError, match=r"checkpoint-30: cannot be read \(Permission denied\)"):
+        open_checkpoint(newest)
+    with pytest.raises(UnreadableError, match="Permission denied"):
+        format_of_directory(newest)
 
 
 def test_a_pipe_is_not_waited_for(run):

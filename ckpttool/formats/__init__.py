@@ -27,10 +27,12 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from ckpttool.errors import NotFoundError, UnreadableError, UnsupportedError, UsageError
+from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UnsupportedError, UsageError
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile
 
 __all__ = [
@@ -113,7 +115,8 @@ def format_of_directory(path: Path) -> str | None:
     """Name of the format that takes a directory for one checkpoint; None if none does. Weights are not opened."""
     if not path.is_dir():
         return None
-    return next((name for name in _MODULES if get_format(name).recognise(path, b"")), None)
+    with _reading(path):
+        return next((name for name in _MODULES if get_format(name).recognise(path, b"")), None)
 
 
 def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoint:
@@ -146,10 +149,11 @@ def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoi
             path=path,
             hint="The run may have been interrupted while it was saving.",
         )
-    for name in _MODULES:
-        candidate = get_format(name)
-        if candidate.recognise(first, head):
-            return candidate.read(path, section=section)
+    with _reading(path):
+        for name in _MODULES:
+            candidate = get_format(name)
+            if candidate.recognise(first, head):
+                return candidate.read(path, section=section)
     if path.is_dir():
         inside = sorted(name for name in os.listdir(path) if not name.startswith("."))
         raise UnsupportedError(
@@ -163,6 +167,22 @@ def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoi
         path=path,
         hint="ckpttool reads safetensors, PyTorch (.pt, .pth, .ckpt, .bin), TensorFlow (.index), .npz and .nemo files.",
     )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say what cannot be read: a directory is listed in many places, and may be one that must not be listed."""
+    try:
+        yield
+    except CkpttoolError:
+        raise
+    except OSError as error:
+        place = Path(error.filename) if isinstance(error.filename, str) else path
+        raise UnreadableError(
+            f"{place}: cannot be read ({error.strerror})",
+            path=place,
+            hint="Does it belong to another user, or is its disk away?",
+        ) from error
 
 
 def refuse_pipe(path: Path) -> None:
