@@ -600,6 +600,15 @@ def test_a_directory_that_may_not_be_listed_is_said(run, monkeypatch):
         format_of_directory(newest)
 
 
+def test_a_pointer_of_git_lfs_is_called_one(run):
+    place = run / "checkpoint-30" / "model-00001-of-00002.safetensors"
+    place.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 99\n")
+    for path in (place.parent, place):
+        with pytest.raises(UnsupportedError) as caught:
+            open_checkpoint(path)
+        assert "git lfs pull" in caught.value.hint
+
+
 def test_a_pipe_is_not_waited_for(run):
     place = run / "checkpoint-30" / "model-00001-of-00002.safetensors"
     assert place.is_file()

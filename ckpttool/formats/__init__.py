@@ -41,6 +41,7 @@ __all__ = [
     "format_for_output",
     "format_of_directory",
     "get_format",
+    "hint_for_unknown",
     "open_checkpoint",
     "refuse_pipe",
     "writes_directory",
@@ -165,8 +166,15 @@ def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoi
     raise UnsupportedError(
         f"{path}: not a checkpoint of a known format (it starts with {head[:8]!r})",
         path=path,
-        hint="ckpttool reads safetensors, PyTorch (.pt, .pth, .ckpt, .bin), TensorFlow (.index), .npz and .nemo files.",
+        hint=hint_for_unknown(head),
     )
+
+
+def hint_for_unknown(head: bytes) -> str:
+    """What to do about a file that is of no known format and starts like this."""
+    if head.startswith(b"version https://git-lfs"):
+        return "It is a pointer of Git LFS, and not the file itself: git lfs pull fetches that."
+    return "ckpttool reads safetensors, PyTorch (.pt, .pth, .ckpt, .bin), TensorFlow (.index), .npz and .nemo files."
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpttool.errors import UnreadableError, UnsupportedError
-from ckpttool.formats import HEAD_BYTES, get_format, refuse_pipe
+from ckpttool.formats import HEAD_BYTES, get_format, hint_for_unknown, refuse_pipe
 from ckpttool.layouts import LAYOUTS, Layout
 from ckpttool.tensors import Artifact, Checkpoint, Copy, Extent, OutputFile, TensorId, TensorSpec
 
@@ -115,10 +115,12 @@ def subfolders(path: Path) -> dict[str, list[str]]:
     Links that lead nowhere or in a circle are none, and others' directories (``lost+found``) have no weights to offer.
     """
     found = {}
-    for name in sorted(os.listdir(path)):
-        with suppress(OSError):
-            found[name] = os.listdir(path / name)
-    return found
+    with os.scandir(path) as items:
+        for item in items:
+            with suppress(OSError):
+                if item.is_dir():
+                    found[item.name] = os.listdir(item.path)
+    return dict(sorted(found.items()))
 
 
 def open_part(path: Path, section: str | None = None) -> Checkpoint:
@@ -148,7 +150,11 @@ def open_part(path: Path, section: str | None = None) -> Checkpoint:
         raise UnreadableError(
             f"{path}: the file is empty", path=path, hint="The run may have been interrupted while it was saving."
         )
-    raise UnsupportedError(f"{path}: neither a safetensors nor a PyTorch file (it starts with {head[:8]!r})", path=path)
+    raise UnsupportedError(
+        f"{path}: neither a safetensors nor a PyTorch file (it starts with {head[:8]!r})",
+        path=path,
+        hint=hint_for_unknown(head),
+    )
 
 
 def _whole_id(part: Part, inner: TensorId) -> TensorId:
