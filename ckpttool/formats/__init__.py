@@ -133,9 +133,9 @@ def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoi
         UnreadableError: The file is empty, truncated, corrupt, or of a kind that nobody here knows.
     """
     path = Path(path)
-    refuse_pipe(path)
-    first = path if path.exists() else _first_of(path)
     try:
+        refuse_pipe(path)
+        first = path if path.exists() else _first_of(path)
         head = b""
         if not path.is_dir():
             with first.open("rb") as file:
