@@ -126,6 +126,7 @@ def as_torch_reads(path: Path, like: Mapping[str, torch.Tensor]) -> dict[str, to
 # --- What torch saves -------------------------------------------------------------------------------------------
 
 _RANK = """
+import os
 import sys
 import torch
 import torch.distributed as dist
@@ -148,6 +149,7 @@ for seed, state in states.items():
     path = f"{sys.argv[1]}/consolidated/step-{seed}"
     dcp.save(state, storage_writer=HuggingFaceStorageWriter(path, None, 1, True, True))
 dist.destroy_process_group()
+os._exit(0)  # gloo's threads, where they still run, end the process with SIGABRT on a busy machine
 """
 
 
