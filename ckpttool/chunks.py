@@ -70,13 +70,13 @@ def in_runs(shape: tuple[int, ...], runs: Iterable[TensorSpec]) -> TensorSpec:
         run = filled[0]
         return TensorSpec(run.dtype, shape, run.storage, run.offset, big_endian=run.big_endian)
     # Later elements begin later in the first dimension in which they differ: the pieces come out sorted.
-    pieces, strides, start = [], c_strides(shape), 0
+    pieces, start = [], 0
     for run in filled:
-        for offsets, sizes in regions_of_run(shape, start, start + run.numel):
-            at = sum(offset * step for offset, step in zip(offsets, strides, strict=True))
-            spec = TensorSpec(run.dtype, sizes, run.storage, run.offset + at - start, big_endian=run.big_endian)
-            pieces.append(Piece(offsets, spec))
-        start += run.numel
+        stop, at = start + run.numel, run.offset
+        for offsets, sizes in regions_of_run(shape, start, stop):
+            pieces.append(Piece(offsets, TensorSpec(run.dtype, sizes, run.storage, at, big_endian=run.big_endian)))
+            at += math.prod(sizes)
+        start = stop
     begin = filled[0]
     return TensorSpec(
         first.dtype, shape, begin.storage, begin.offset, big_endian=first.big_endian, pieces=tuple(pieces)

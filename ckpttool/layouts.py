@@ -438,7 +438,7 @@ LAYOUTS: tuple[Layout, ...] = (
             "mp_rank_*_model_states.pt",
             "layer_*_model_states.pt",
             "layer_*-model_*-model_states.pt",
-            "zero_pp_rank_*",
+            "*zero_pp_rank_*",
         ),
         section="module",
         carry=("configs",),

@@ -124,8 +124,10 @@ class Plan:
 
     @property
     def bytes_to_read(self) -> int:
-        """Bytes of weights that will be read, all members together."""
+        """Bytes that will be read, all members together: weights, what they are compared with, and what is copied."""
         terms = sum(term.tensor.nbytes for tensor in self.tensors for term in tensor.terms)
+        compared = {(first, second) for tensor in self.tensors for _, first, second in tensor.must_equal}
+        terms += sum(first.nbytes + second.nbytes for first, second in compared)
         return terms + sum(copy.source.nbytes for file in self.files for copy in file.copies)
 
     @property

@@ -358,7 +358,8 @@ def test_tensors_that_the_output_ties_must_be_equal(tmp_path):
         first = dataclasses.replace(plan.tensors[0], must_equal=pairs)
         return dataclasses.replace(plan, tensors=(first, *plan.tensors[1:]))
 
-    execute(with_pairs(("b", weights[0]["a"], weights[0]["b"])))
+    held_against = with_pairs(("b", weights[0]["a"], weights[0]["b"]))
+    assert execute(held_against).bytes_read == held_against.bytes_to_read == plan.bytes_to_read + 2 * 20
     plan.output.unlink()
     with pytest.raises(MismatchError, match="a and b differ"):
         execute(with_pairs(("b", weights[1]["a"], weights[1]["b"])))

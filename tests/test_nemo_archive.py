@@ -240,6 +240,16 @@ def test_a_size_beyond_the_file_is_refused(tmp_path: Path) -> None:
             open_checkpoint(path)
 
 
+def test_an_archive_of_very_many_members_is_none_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = nemo(tmp_path / "a.nemo", 1)
+    there = len(contents(path))
+    monkeypatch.setattr(nemo_archive, "_MAX_MEMBERS", there)
+    open_checkpoint(path)
+    monkeypatch.setattr(nemo_archive, "_MAX_MEMBERS", there - 1)
+    with pytest.raises(UnsupportedError, match=r"more than .* files and directories"):
+        open_checkpoint(path)
+
+
 # --- What is refused -------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from ckpttool.errors import (
     UnsupportedError,
     UsageError,
 )
-from ckpttool.formats import open_checkpoint
+from ckpttool.formats import format_of_directory, open_checkpoint
 from ckpttool.plan import make_plan
 from ckpttool.selection.discovery import discover, from_paths
 
@@ -552,6 +552,71 @@ def test_a_trainer_state_that_cannot_be_read_is_no_obstacle(run):
     assert checkpoint.step is None
     assert "trainer_state.json cannot be read" in checkpoint.notes
     assert [entry.step for entry in discover(run).last(3).entries] == [10, 20, 30]
+
+
+def test_links_in_a_circle_and_directories_of_others_are_no_obstacle(run, tmp_path):
+    newest = run / "checkpoint-30"
+    for place in (run, newest):
+        (place / "circle").symlink_to("circle")
+        (place / "up").symlink_to("..")
+        (place / "global_step1").symlink_to("nowhere")
+    assert open_checkpoint(newest).format == "huggingface"
+    assert len(discover(run).entries) == 3
+    with pytest.raises(UnsupportedError):
+        open_checkpoint(lonely(tmp_path / "lonely"))
+
+
+def lonely(path):
+    path.mkdir()
+    (path / "circle").symlink_to("circle")
+    return path
+
+
+def test_a_link_in_the_place_of_a_tokenizer_that_leads_nowhere_is_said(run):
+    newest = run / "checkpoint-30"
+    (newest / "optimizer.pt").unlink(missing_ok=True)
+    (newest / "optimizer.pt").symlink_to("nowhere")
+    assert open_checkpoint(newest).format == "huggingface"
+    (newest / "special_tokens_map.json").unlink()
+    (newest / "special_tokens_map.json").symlink_to("../../blobs/0123")
+    with pytest.raises(UnreadableError, match=r"special_tokens_map\.json: cannot be read .* goes along") as caught:
+        open_checkpoint(newest)
+    assert "link" in caught.value.hint
+
+
+def test_a_directory_that_may_not_be_listed_is_said(run, monkeypatch):
+    newest = run / "checkpoint-30"
+    listdir = os.listdir
+
+    def refused(place):
+        if Path(place) == newest:
+            raise PermissionError(13, "Permission denied", str(place))
+        return listdir(place)
+
+    monkeypatch.setattr(os, "listdir", refused)
+    with pytest.raises(UnreadableError, match=r"checkpoint-30: cannot be read \(Permission denied\)"):
+        open_checkpoint(newest)
+    with pytest.raises(UnreadableError, match="Permission denied"):
+        format_of_directory(newest)
+
+
+def test_a_pointer_of_git_lfs_is_called_one(run):
+    place = run / "checkpoint-30" / "model-00001-of-00002.safetensors"
+    place.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 99\n")
+    for path in (place.parent, place):
+        with pytest.raises(UnsupportedError) as caught:
+            open_checkpoint(path)
+        assert "git lfs pull" in caught.value.hint
+
+
+def test_a_pipe_is_not_waited_for(run):
+    place = run / "checkpoint-30" / "model-00001-of-00002.safetensors"
+    assert place.is_file()
+    place.unlink()
+    os.mkfifo(place)
+    for path in (place.parent, place):
+        with pytest.raises(UnsupportedError, match="a pipe"):
+            open_checkpoint(path)
 
 
 def test_tensors_that_differ_between_members_are_an_error(run):

@@ -1,6 +1,9 @@
 """DeepSpeed's ZeRO: the masters of the optimizer, averaged from its ranks' files as they are."""
 
+import gc
 import json
+import os
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
@@ -11,9 +14,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from zero_writer import save_zero
 
-from ckpttool.engine.run import execute
+from ckpttool.engine.run import execute, expected_memory
+from ckpttool.engine.work import CHUNK_ELEMENTS
 from ckpttool.errors import OutputExistsError, UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats import open_checkpoint
+from ckpttool.formats.folders.zero_partitions import read_partitions
 from ckpttool.matching import ties
 from ckpttool.plan import make_plan
 from ckpttool.selection.discovery import discover, from_paths
@@ -165,6 +170,22 @@ def test_zero_2_averages_what_it_trains_with_unless_the_masters_are_asked_for(tm
     ran = run("average", tmp_path, "--last", 2, "--section", "fp32", "-o", tmp_path / "x.pt")
     assert ran.exit_code == 0, ran.stderr
     same(torch.load(tmp_path / "x.pt"), mean(*weights.values()))
+
+
+def test_the_memory_that_a_plan_states_counts_the_slices(tmp_path):
+    weights = {f"layer.{index}": torch.randn(24, 2) for index in range(50)}
+    for step in (1, 2):
+        save_zero(tmp_path / f"global_step{step}", [weights], ranks=12, step=step)
+    average(tmp_path, tmp_path / "first.pt")  # what is imported and kept for good
+    gc.collect()
+    tracemalloc.start()
+    plan = make_plan(discover(tmp_path).entries, tmp_path / "x.pt")
+    execute(plan, jobs=1)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    stated = expected_memory([plan], 1) - expected_memory([], 1)
+    assert stated > 600 * 50 * 12 * 2
+    assert taken < stated + 32 * CHUNK_ELEMENTS
 
 
 # --- What is written -------------------------------------------------------------------------------------------
@@ -388,6 +409,28 @@ DAMAGE = {
         lambda d: changed(optimizer_file(d), lambda c: c["optimizer_state_dict"].update(partition_count=10**12)),
         "zero_pp_rank_2_mp_rank_00_optim_states.pt is missing, and those of 999999999997 more",
     ),
+    "a count that is none": (
+        lambda d: changed(optimizer_file(d), lambda c: c["optimizer_state_dict"].update(partition_count={"x": 2})),
+        "partition_count",
+    ),
+    "counts that are none": (
+        lambda d: changed(optimizer_file(d), lambda c: c["optimizer_state_dict"].update(partition_count=[2, []])),
+        "partition_count",
+    ),
+    "more dimensions than there are": (
+        lambda d: changed(
+            model_file(d), lambda c: c["param_shapes"][0].update({"a.weight": torch.Size([1] * 2000 + [15])})
+        ),
+        "a.weight has no shape",
+    ),
+    "slices of two types": (
+        lambda d: changed(model_file(d, 1), lambda c: c["frozen_param_fragments"].update(frozen=torch.ones(3).half())),
+        "frozen: its slice is float16, and float32 in zero_pp_rank_0",
+    ),
+    "no name at all": (
+        lambda d: changed(model_file(d), lambda c: c.update(param_shapes=[])),
+        "partitions have 27 elements, and the parameters need 0",
+    ),
     "not of ZeRO": (
         lambda d: changed(optimizer_file(d), lambda c: c["optimizer_state_dict"].pop("zero_stage")),
         "does not say that it is of ZeRO",
@@ -453,6 +496,65 @@ def test_a_group_of_zero_2_has_no_more_beside_its_parameters_than_padding(tmp_pa
         changed(optimizer_file(tmp_path, rank), lambda c: c["optimizer_state_dict"].pop("param_alignment_paddings"))
     with pytest.raises(UnreadableError, match=r"partitions have 50 elements, and the parameters need (43|59)"):
         open_checkpoint(tmp_path, section="fp32")
+
+
+@pytest.mark.parametrize("gap", [-1, "4", None])
+def test_gaps_are_numbers_of_elements(tmp_path, gap):
+    save_zero(tmp_path, [tensors(0)], stage=2)
+    paddings = [[gap, *[0] * (len(SHAPES) - 1)]]
+    changed(optimizer_file(tmp_path), lambda c: c["optimizer_state_dict"].update(param_alignment_paddings=paddings))
+    with pytest.raises(UnreadableError, match="param_alignment_paddings holds what is no number"):
+        open_checkpoint(tmp_path, section="fp32")
+
+
+def test_there_may_be_very_many_gaps(tmp_path):
+    """One for each parameter of a model, and none of them a dimension."""
+    save_zero(tmp_path, [tensors(0)], stage=2)
+    paddings = [[4] * 1000]
+    changed(optimizer_file(tmp_path), lambda c: c["optimizer_state_dict"].update(param_alignment_paddings=paddings))
+    assert read_partitions(optimizer_file(tmp_path)).gaps == ((4,) * 1000,)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_step_of_which_only_the_optimizer_is_there_is_not_passed_over(tmp_path, run, stage):
+    """Without its name in the list, the step before would be taken for the newest."""
+    for step in (90, 100):
+        save_zero(tmp_path / f"global_step{step}", grouped(tensors(step)), step=step, stage=stage)
+    for place in (tmp_path / "global_step100").glob("*model_states.pt"):
+        place.unlink()
+    ran = run("average", tmp_path, "--last", 1, "-o", tmp_path / "x.pt")
+    assert ran.exit_code == 6
+    assert "global_step100: " in ran.stderr
+    assert "mp_rank_00_model_states.pt is missing" in ran.stderr
+
+
+def test_masters_of_zero_2_that_were_deleted_are_said_to_be_missing(tmp_path):
+    save_zero(tmp_path, grouped(tensors(0)), stage=2)
+    for place in tmp_path.glob("*optim_states.pt"):
+        place.unlink()
+    with pytest.raises(UsageError, match="no float32 masters") as caught:
+        open_checkpoint(tmp_path, section="fp32")
+    assert "optim_states.pt" in caught.value.hint
+
+
+def test_a_file_of_one_rank_is_no_checkpoint(tmp_path):
+    """Averaged like any other, the files of the model would give a model of empty tensors."""
+    for step in (90, 100):
+        save_zero(tmp_path / f"global_step{step}", grouped(tensors(step)), step=step)
+    for file in (model_file, optimizer_file):
+        with pytest.raises(UnsupportedError, match="a piece of a checkpoint") as caught:
+            average([file(tmp_path / "global_step90"), file(tmp_path / "global_step100")], tmp_path / "x.pt")
+        assert str(tmp_path / "global_step90") in caught.value.hint
+    save_zero(tmp_path / "run", grouped(tensors(0)), stage=2)  # which has all of the weights in the model's file
+    assert open_checkpoint(tmp_path / "run" / "mp_rank_00_model_states.pt").format == "torch"
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    save_zero(tmp_path, grouped(tensors(0)))
+    optimizer_file(tmp_path, 1).unlink()
+    os.mkfifo(optimizer_file(tmp_path, 1))
+    with pytest.raises(UnsupportedError, match="a pipe"):
+        open_checkpoint(tmp_path)
 
 
 def test_there_is_one_section(tmp_path):

@@ -157,7 +157,7 @@ def run_plans(
     """Print the plans (--dry-run), or execute them together and say what became of them and of the tensors to show."""
     from ckpttool.engine.run import execute_together, expected_memory
 
-    memory = expected_memory(run.jobs)
+    memory = expected_memory(plans, run.jobs)
     told = [None] * len(plans) if details is None else details
     if run.dry_run:
         documents = [

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ckpttool.chunks import intersection, regions_of_run
 from ckpttool.engine import numerics
-from ckpttool.engine.sources import Sources
+from ckpttool.engine.sources import Source, Sources
 from ckpttool.engine.storage_io import View
 from ckpttool.errors import UnsupportedError
 from ckpttool.tensors import Region, TensorSpec, c_strides
@@ -28,12 +28,21 @@ _MAX_NUMPY_RANK = 32
 
 
 class _Part(NamedTuple):
-    """A piece in an open file: which region of the tensor it is, and the steps between its elements in the storage."""
+    """A piece in an open file. There can be very many: what it shares with its spec or with others is not made anew.
 
-    region: Region
-    view: View
-    first: int
-    strides: tuple[int, ...]
+    Attributes:
+        offsets: Where in the tensor it begins.
+        sizes: How long it is there.
+        source: The file.
+        base: Byte offset of its first element.
+        strides: The steps between its elements in the file; None where they are one run in this order.
+    """
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    source: Source
+    base: int
+    strides: tuple[int, ...] | None
 
 
 @dataclass(slots=True)
@@ -76,24 +85,32 @@ class PiecedView:
                 hint="Save it unsharded, for instance as a safetensors file.",
             )
 
-        def reordered(numbers: Sequence[int]) -> tuple[int, ...]:
-            return tuple([numbers[axis] for axis in axes])
+        as_they_are = axes == list(range(len(spec.shape)))
+
+        def reordered(numbers: tuple[int, ...]) -> tuple[int, ...]:
+            return numbers if as_they_are else tuple([numbers[axis] for axis in axes])
 
         parts = []
         for offsets, piece in spec.pieces:
-            steps = c_strides(piece.shape) if piece.strides is None else piece.strides
             view = View.of(piece, None, sources, tensor)
+            sizes = reordered(piece.shape)
+            steps = None
+            if piece.strides is not None or not as_they_are:
+                steps = reordered(c_strides(piece.shape) if piece.strides is None else piece.strides)
+                if steps == c_strides(sizes):
+                    steps = None
             # A view of a gapless run counts from its own first element; any other from that of its storage.
-            parts.append(_Part(Region(reordered(offsets), reordered(piece.shape)), view, view.first, reordered(steps)))
-        parts.sort(key=lambda part: part.region.offsets)
+            base = view.base + view.first * view.itemsize
+            parts.append(_Part(reordered(offsets), sizes, view.source, base, steps))
+        parts.sort(key=lambda part: part.offsets)
         return cls(
             spec.dtype.itemsize,
             numerics.component(spec.dtype),
             spec.big_endian,
             reordered(spec.shape),
             parts,
-            [part.region.offsets[0] for part in parts],
-            max(part.region.sizes[0] for part in parts),
+            [part.offsets[0] for part in parts],
+            max(part.sizes[0] for part in parts),
         )
 
     def read_into(self, out: Bytes, start: int, stop: int, tensor: str, scratch: numerics.Scratch) -> None:
@@ -110,18 +127,20 @@ class PiecedView:
         low, high = block.offsets[0], block.offsets[0] + block.sizes[0]
         near = slice(bisect_right(self._starts, low - self._longest), bisect_left(self._starts, high))
         for part in self._parts[near]:
-            common = intersection(block, part.region)
+            common = intersection(block, Region(part.offsets, part.sizes))
             if common is None:
                 continue
-            inside = [a - b for a, b in zip(common.offsets, part.region.offsets, strict=True)]
+            strides = c_strides(part.sizes) if part.strides is None else part.strides
+            inside = [a - b for a, b in zip(common.offsets, part.offsets, strict=True)]
             there = [a - b for a, b in zip(common.offsets, block.offsets, strict=True)]
             target = out[tuple(slice(a, a + size) for a, size in zip(there, common.sizes, strict=True))]
-            first = part.first + sum(a * step for a, step in zip(inside, part.strides, strict=True))
-            if target.flags.c_contiguous and _is_run(common.sizes, part.strides):
+            first = sum(a * step for a, step in zip(inside, strides, strict=True))
+            if target.flags.c_contiguous and _is_run(common.sizes, strides):
                 into = target.reshape(-1).view(np.uint8)
-                part.view.source.read_into(into.data, part.view.base + first * self.itemsize, tensor)
+                part.source.read_into(into.data, part.base + first * self.itemsize, tensor)
             else:
-                part.view.read_block(target, first, part.strides, tensor, scratch)
+                view = View(part.source, part.base, 0, self.itemsize, self.component, self.swap, part.sizes, strides)
+                view.read_block(target, first, strides, tensor, scratch)
 
 
 def _is_run(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -30,6 +30,12 @@ __all__ = ["Result", "execute", "execute_together", "expected_memory", "read_val
 _PROCESS_BYTES = 44_000_000
 """Measured: the interpreter with click, numpy and ml_dtypes imported."""
 
+_TENSOR_BYTES = 5_000
+"""Measured: what the output's layout and the file that it is read back from take for each tensor; 3 to 6 kB."""
+
+_PART_BYTES = 600
+"""Measured: a member's tensor, or a slice of one, with the view that reads it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -138,13 +144,16 @@ def execute_together(
     ]
 
 
-def expected_memory(jobs: int | None = None) -> int:
-    """Peak memory, in bytes, that executing a plan takes in a process of its own, whatever the size of the model.
+def expected_memory(plans: Sequence[Plan], jobs: int | None = None) -> int:
+    """Peak memory, in bytes, that executing plans together takes in a process of its own, however large their tensors.
 
-    Python with numpy, and for each thread a few buffers of a chunk: bytes as read, sum, product, bytes to write.
+    Python with numpy; for each thread a few buffers of a chunk: bytes as read, sum, product, bytes to write; and what
+    is known of each tensor, and of each part of a file that is read for it.
     """
     threads = jobs if jobs is not None else default_jobs()
-    return _PROCESS_BYTES + threads * 4 * 8 * CHUNK_ELEMENTS
+    parts = (sum(len(term.tensor.pieces) or 1 for tensor in plan.tensors for term in tensor.terms) for plan in plans)
+    known = _TENSOR_BYTES * sum(len(plan.tensors) for plan in plans) + _PART_BYTES * max(parts, default=0)
+    return _PROCESS_BYTES + threads * 4 * 8 * CHUNK_ELEMENTS + known
 
 
 def _ignore(nbytes: int) -> None:

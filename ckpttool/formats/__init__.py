@@ -27,10 +27,12 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from ckpttool.errors import NotFoundError, UnreadableError, UnsupportedError, UsageError
+from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UnsupportedError, UsageError
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile
 
 __all__ = [
@@ -39,7 +41,9 @@ __all__ = [
     "format_for_output",
     "format_of_directory",
     "get_format",
+    "hint_for_unknown",
     "open_checkpoint",
+    "refuse_pipe",
     "writes_directory",
     "writes_model_directory",
     "writes_shards",
@@ -71,14 +75,15 @@ _MODULES = {
     "huggingface": "ckpttool.formats.folders.sharded",
     "safetensors": "ckpttool.formats.safetensors_file",
     "nemo": "ckpttool.formats.pytorch.nemo_archive",
+    "zero": "ckpttool.formats.folders.zero_shards",
     "torch": "ckpttool.formats.pytorch.torch_file",
     "tensorflow": "ckpttool.formats.tensorflow.tensorflow_bundle",
     "npz": "ckpttool.formats.npz.npz_file",
-    "zero": "ckpttool.formats.folders.zero_shards",
 }
 """Name to module, in the order in which they are asked. Directories before the formats of the files in them;
 safetensors before torch: where its header has 640 bytes, the file begins with 80 02, as a pickle does, but no pickle
-has eight bytes of a plausible length and a brace after them."""
+has eight bytes of a plausible length and a brace after them. ZeRO before torch: its files are torch files,
+and pieces."""
 
 
 def get_format(name: str) -> Format:
@@ -111,7 +116,8 @@ def format_of_directory(path: Path) -> str | None:
     """Name of the format that takes a directory for one checkpoint; None if none does. Weights are not opened."""
     if not path.is_dir():
         return None
-    return next((name for name in _MODULES if get_format(name).recognise(path, b"")), None)
+    with _reading(path):
+        return next((name for name in _MODULES if get_format(name).recognise(path, b"")), None)
 
 
 def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoint:
@@ -127,8 +133,9 @@ def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoi
         UnreadableError: The file is empty, truncated, corrupt, or of a kind that nobody here knows.
     """
     path = Path(path)
-    first = path if path.exists() else _first_of(path)
     try:
+        refuse_pipe(path)
+        first = path if path.exists() else _first_of(path)
         head = b""
         if not path.is_dir():
             with first.open("rb") as file:
@@ -143,10 +150,11 @@ def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoi
             path=path,
             hint="The run may have been interrupted while it was saving.",
         )
-    for name in _MODULES:
-        candidate = get_format(name)
-        if candidate.recognise(first, head):
-            return candidate.read(path, section=section)
+    with _reading(path):
+        for name in _MODULES:
+            candidate = get_format(name)
+            if candidate.recognise(first, head):
+                return candidate.read(path, section=section)
     if path.is_dir():
         inside = sorted(name for name in os.listdir(path) if not name.startswith("."))
         raise UnsupportedError(
@@ -158,8 +166,45 @@ def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoi
     raise UnsupportedError(
         f"{path}: not a checkpoint of a known format (it starts with {head[:8]!r})",
         path=path,
-        hint="ckpttool reads safetensors, PyTorch (.pt, .pth, .ckpt, .bin), TensorFlow (.index), .npz and .nemo files.",
+        hint=hint_for_unknown(head),
     )
+
+
+def hint_for_unknown(head: bytes) -> str:
+    """What to do about a file that is of no known format and starts like this."""
+    if head.startswith(b"version https://git-lfs"):
+        return "It is a pointer of Git LFS, and not the file itself: git lfs pull fetches that."
+    return "ckpttool reads safetensors, PyTorch (.pt, .pth, .ckpt, .bin), TensorFlow (.index), .npz and .nemo files."
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say what cannot be read: a directory is listed in many places, and may be one that must not be listed."""
+    try:
+        yield
+    except CkpttoolError:
+        raise
+    except OSError as error:
+        place = Path(error.filename) if isinstance(error.filename, str) else path
+        raise UnreadableError(
+            f"{place}: cannot be read ({error.strerror})",
+            path=place,
+            hint="Does it belong to another user, or is its disk away?",
+        ) from error
+
+
+def refuse_pipe(path: Path) -> None:
+    """Refuse what would be waited for without end when it is opened.
+
+    Raises:
+        UnsupportedError: It is a pipe.
+    """
+    if path.is_fifo():
+        raise UnsupportedError(
+            f"{path}: a pipe, and no file: a checkpoint is read from many places at once",
+            path=path,
+            hint="Save it to a file, and name that.",
+        )
 
 
 def _first_of(prefix: Path) -> Path:

@@ -36,13 +36,12 @@ def _list(directory: Path) -> dict[str, tuple[str, ...] | None]:
     try:
         with os.scandir(directory) as items:
             for item in items:
-                if item.is_dir():
-                    try:
-                        listing[item.name] = _inside(item.path)
-                    except OSError:
+                with suppress(OSError):  # a directory that may not be listed; a link in a circle
+                    if item.is_dir():
                         listing[item.name] = ()
-                elif item.is_file():
-                    listing[item.name] = None
+                        listing[item.name] = _inside(item.path)
+                    elif item.is_file():
+                        listing[item.name] = None
     except FileNotFoundError as error:
         raise _missing(directory) from error
     except NotADirectoryError as error:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from ckpttool.errors import UnreadableError, UnsupportedError
-from ckpttool.formats import HEAD_BYTES, get_format
+from ckpttool.formats import HEAD_BYTES, get_format, hint_for_unknown, refuse_pipe
 from ckpttool.layouts import LAYOUTS, Layout
 from ckpttool.tensors import Artifact, Checkpoint, Copy, Extent, OutputFile, TensorId, TensorSpec
 
@@ -36,6 +37,7 @@ __all__ = [
     "matches",
     "open_part",
     "shares",
+    "subfolders",
     "with_copied",
 ]
 
@@ -107,12 +109,27 @@ class Collected:
 # --- Reading ---------------------------------------------------------------------------------------------------
 
 
+def subfolders(path: Path) -> dict[str, list[str]]:
+    """The directories in a directory that may be listed, in order, with the names in each.
+
+    Links that lead nowhere or in a circle are none, and others' directories (``lost+found``) have no weights to offer.
+    """
+    found = {}
+    with os.scandir(path) as items:
+        for item in items:
+            with suppress(OSError):
+                if item.is_dir():
+                    found[item.name] = os.listdir(item.path)
+    return dict(sorted(found.items()))
+
+
 def open_part(path: Path, section: str | None = None) -> Checkpoint:
     """Open one file of a directory: a safetensors or a torch file.
 
     Raises:
         UnreadableError: It is missing, empty, broken, or of another kind.
     """
+    refuse_pipe(path)
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
@@ -133,7 +150,11 @@ def open_part(path: Path, section: str | None = None) -> Checkpoint:
         raise UnreadableError(
             f"{path}: the file is empty", path=path, hint="The run may have been interrupted while it was saving."
         )
-    raise UnsupportedError(f"{path}: neither a safetensors nor a PyTorch file (it starts with {head[:8]!r})", path=path)
+    raise UnsupportedError(
+        f"{path}: neither a safetensors nor a PyTorch file (it starts with {head[:8]!r})",
+        path=path,
+        hint=hint_for_unknown(head),
+    )
 
 
 def _whole_id(part: Part, inner: TensorId) -> TensorId:
@@ -247,19 +268,33 @@ def companions_of(
                 if is_state:
                     found += _below(path, relative)
             elif is_state or matches(relative, carry):
-                found.append(Companion(relative, place, place.stat().st_size, is_state))
+                found += _companion(relative, place, is_state=is_state)
             elif not name.startswith("."):
                 left_out.append(relative)
     return found, left_out
 
 
+def _companion(name: str, place: Path, *, is_state: bool) -> list[Companion]:
+    """A file that goes along; none for training state that a link leads to and that is not there."""
+    try:
+        return [Companion(name, place, place.stat().st_size, is_state)]
+    except OSError as error:
+        if is_state:
+            return []
+        raise UnreadableError(
+            f"{place}: cannot be read ({error.strerror}), and goes along with the weights",
+            path=place,
+            hint="A link that leads nowhere? Copy what it pointed to, or remove it.",
+        ) from error
+
+
 def _below(path: Path, folder: str) -> list[Companion]:
     """Every file of a directory of training state."""
-    found = []
+    found: list[Companion] = []
     for directory, _, names in os.walk(path / folder):
         for name in names:
             place = Path(directory) / name
-            found.append(Companion(place.relative_to(path).as_posix(), place, place.stat().st_size, is_state=True))
+            found += _companion(place.relative_to(path).as_posix(), place, is_state=True)
     return sorted(found, key=lambda each: each.name)
 
 

@@ -204,6 +204,8 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
     found = _find(path) if path.is_dir() else _group_of(path)
     if found is None:
         raise UnreadableError(f"{path}: the files of a checkpoint were here, and are gone", path=path)
+    if section == zero_shards.SECTION and found.kind == "deepspeed":
+        raise zero_shards.no_masters(path)
     base = path if path.is_dir() else found.path.parent
     parts: list[Part] = []
     copied: list[str] = []

@@ -27,6 +27,7 @@ from ckpttool.formats.folders.directories import (
     layout_row,
     load_json,
     open_part,
+    subfolders,
 )
 from ckpttool.formats.folders.sharded_layout import INDEX, NAME, SHARD, SINGLE, TOTAL_SIZE, Family, is_weights, lay_out
 from ckpttool.formats.folders.trainer_records import stated_dtype, trainer_state
@@ -114,11 +115,7 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
                 " is not the mean of the products B·A"
             )
     if section == zero_shards.SECTION and all(part.checkpoint.format == "safetensors" for part in parts):
-        raise UsageError(
-            f"{path}: no float32 masters of DeepSpeed's ZeRO beside the weights",
-            path=path,
-            hint="They are in global_step*, which may have been deleted. Leave --section out to average the weights.",
-        )
+        raise zero_shards.no_masters(path)
     if section is None and zero_shards.has_masters(path):
         notes.append(
             "averaged are the weights that were saved for use, not the float32 masters that DeepSpeed has beside"
@@ -218,10 +215,7 @@ def _slices(path: Path, folder: str) -> Family | None:
 def _components(path: Path) -> dict[str, Family]:
     """Models in folders of their own, by folder: a diffusers directory, or several named adapters."""
     found: dict[str, Family] = {}
-    with os.scandir(path) as items:
-        folders = sorted(item.name for item in items if item.is_dir())
-    for folder in folders:
-        inside = os.listdir(path / folder)
+    for folder, inside in subfolders(path).items():
         is_named = _COMPONENT.fullmatch(folder) or (
             "adapter_config.json" in inside and not re.search(r"\d", folder) and not folder.startswith(".")
         )
@@ -302,7 +296,9 @@ def _read_index(place: Path, suffix: str) -> tuple[dict[str, str], dict[str, Any
     content = load_json(place)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UnreadableError(f"{place}: not an index: it has no weight_map", path=place)
+        raise UnreadableError(
+            f"{place}: not an index: it has no weight_map", path=place, hint="Copy it again, or save it again."
+        )
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not _is_plain(name) or not name.endswith(f".{suffix}"):
             raise UnreadableError(

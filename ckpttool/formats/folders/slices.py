@@ -28,7 +28,9 @@ _INFO = "DCP_SHARDING_INFO"
 _OWN_METADATA = frozenset({_INFO, "DCP_VERSION"})
 _NAME = re.compile(r"shard-(?P<rank>\d{5,})-model-(?P<index>\d{5,})-of-(?P<count>\d{5,})\.safetensors")
 _MAX_OFFSET = 2**63 - 1
+_MAX_RANK = 1 << 17
 _SHOWN = 3
+_DAMAGED = "The file is damaged, or was not saved by PyTorch. Copy it again, or leave this checkpoint out."
 
 
 def slice_files(names: Iterable[str]) -> list[str]:
@@ -123,21 +125,27 @@ def _pieces(part: Part) -> dict[str, Piece]:
             f"{path}: its name is that of a file with slices of tensors, and it does not say where they begin"
             f" (no {_INFO})",
             path=path,
+            hint=_DAMAGED,
         ) from error
     except (ValueError, RecursionError) as error:
-        raise UnreadableError(f"{path}: its {_INFO} is not JSON ({error})", path=path) from error
+        raise UnreadableError(f"{path}: its {_INFO} is not JSON ({error})", path=path, hint=_DAMAGED) from error
     if not isinstance(info, dict):
-        raise UnreadableError(f"{path}: its {_INFO} is not an object", path=path)
+        raise UnreadableError(f"{path}: its {_INFO} is not an object", path=path, hint=_DAMAGED)
     return {name: _piece(path, name, info.get(name), spec) for name, spec in part.checkpoint.weights.items()}
 
 
 def _piece(path: Path, name: str, entry: object, spec: TensorSpec) -> Piece:
     offsets = entry.get("saved_offsets") if isinstance(entry, Mapping) else None
     if not isinstance(offsets, list) or not all(type(each) is int and 0 <= each <= _MAX_OFFSET for each in offsets):
-        raise UnreadableError(f"{path}: {name}: it does not say where this slice begins", path=path, tensor=name)
+        raise UnreadableError(
+            f"{path}: {name}: it does not say where this slice begins", path=path, tensor=name, hint=_DAMAGED
+        )
     if len(offsets) != len(spec.shape):
         raise UnreadableError(
-            f"{path}: {name}: a slice of shape {list(spec.shape)} cannot begin at {offsets}", path=path, tensor=name
+            f"{path}: {name}: a slice of shape {list(spec.shape)} cannot begin at {offsets}",
+            path=path,
+            tensor=name,
+            hint=_DAMAGED,
         )
     return Piece(tuple(offsets), spec)
 
@@ -174,10 +182,12 @@ def _missing(parts: Sequence[Part]) -> list[str]:
     """Names of files that ranks between the first and the last could have written, and that are not there."""
     matches = [match for part in parts if (match := _match(part.name))]
     there = {(int(match["rank"]), match["index"]) for match in matches}
-    ranks = range(1, max((rank for rank, _ in there), default=0) + 1)
+    last = max((rank for rank, _ in there), default=0)
+    if last > _MAX_RANK:  # no run has had so many: the name says nothing about others
+        return []
     return [
         f"shard-{rank:05d}-model-{index}-of-{matches[0]['count']}.safetensors"
-        for rank in ranks
+        for rank in range(1, last + 1)
         for index in sorted({index for _, index in there})
         if (rank, index) not in there
     ]

@@ -34,9 +34,11 @@ _OPTIMIZER = "optimizer_state_dict"
 _FLAT = {1: "single_partition_of_fp32_groups", 2: "single_partition_of_fp32_groups", 3: "fp32_flat_groups"}
 """Under which key the masters are, by stage."""
 
+_GAPS = "param_alignment_paddings"
 _EXPERTS = ("ds_autoep_layers", "autoep_layers")
 _PLAIN = (int, float, str, bool)
 _MAX_NUMEL = 1 << 60
+_MAX_DIMENSIONS = 64
 
 CONVERT = (
     "With ZeRO 1 and 2, leave --section out: what the model is trained with is averaged file by file. With ZeRO 3, make"
@@ -133,11 +135,18 @@ class _File:
             node = node.args[0]
         if (
             type(node) not in {tuple, list}
+            or len(node) > _MAX_DIMENSIONS
             or not all(type(size) is int and size >= 0 for size in node)
             or math.prod(node) > _MAX_NUMEL
         ):
             raise self.bad(f"{what} has no shape")
         return tuple(node)
+
+    def gaps(self, node: Any) -> tuple[int, ...]:
+        found = self.sequence(node, f"a group of {_GAPS}")
+        if not all(type(gap) is int and gap >= 0 for gap in found):
+            raise self.bad(f"a group of {_GAPS} holds what is no number of elements")
+        return tuple(found)
 
     def shapes(self, node: Any, what: str) -> dict[str, Shape]:
         return {self.name(name): self.shape(shape, str(name)) for name, shape in self.mapping(node, what).items()}
@@ -228,23 +237,19 @@ def read_partitions(path: Path) -> Partitions:
                 " model is trained with is averaged.",
             )
         ranks = optimizer.get("partition_count")
-        counts = set(ranks) if type(ranks) is list and all(type(each) is int for each in ranks) else {ranks}
-        if len(counts) > 1 or optimizer.get("ds_zero_partition_groups"):
+        counts: list[Any] = ranks if type(ranks) is list else [ranks]  # one for each group, or one
+        if not counts or not all(type(each) is int and each > 0 for each in counts):
+            raise file.bad("partition_count is no number of ranks")
+        if len(set(counts)) > 1 or optimizer.get("ds_zero_partition_groups"):
             raise UnsupportedError(
                 f"{path}: some parameters are partitioned over fewer ranks than others, as those of experts are",
                 path=path,
                 hint=CONVERT,
             )
-        count = counts.pop() if counts else None
-        if type(count) is not int or count < 1:
-            raise file.bad("partition_count is no number of ranks")
         key = _FLAT[stage]
         flat = [file.flat(each, key) for each in file.sequence(optimizer.get(key), key)]
-        gaps = tuple(
-            tuple(file.shape(each, "param_alignment_paddings"))
-            for each in file.sequence(optimizer.get("param_alignment_paddings") or [], "param_alignment_paddings")
-        )
-        return Partitions(path, stage, count, tuple(flat), gaps)
+        gaps = tuple(map(file.gaps, file.sequence(optimizer.get(_GAPS) or [], _GAPS)))
+        return Partitions(path, stage, counts[0], tuple(flat), gaps)
 
 
 # --- Putting together ------------------------------------------------------------------------------------------
@@ -308,7 +313,7 @@ def masters(model: ModelStates, partitions: Sequence[Partitions]) -> dict[str, T
                 path=other.path,
                 hint=_MIXED_UP,
             )
-    if not names:
+    if not names and not any(flat.numel for flat in first.flat):
         return {}
     if not first.flat:
         raise _does_not_fit(first.path, 0, sum(map(math.prod, (s for g in model.shapes for s in g.values()))))
@@ -356,7 +361,7 @@ def _by_group(model: ModelStates, partitions: Sequence[Partitions]) -> dict[str,
         gaps = first.gaps[index] if first.gaps else (0,) * len(shapes)
         if len(first.gaps) not in {0, len(model.shapes)} or len(gaps) != len(shapes):
             raise UnreadableError(
-                f"{first.path}: param_alignment_paddings has not one number for each parameter",
+                f"{first.path}: {_GAPS} has not one number for each parameter",
                 path=first.path,
                 hint=_MIXED_UP,
             )
@@ -385,12 +390,19 @@ def frozen(models: Sequence[ModelStates]) -> dict[str, TensorSpec]:
     found = {}
     for name, shape in models[0].frozen.items():
         share, left = _share(shape, len(models)), math.prod(shape)
-        runs = []
+        runs: list[TensorSpec] = []
         for each in models:
             fragment = each.fragments.get(name)
             if fragment is None or fragment.numel < min(share, left) or fragment.strides is not None:
                 raise UnreadableError(
                     f"{each.path}: {name}: its slice is not there, or is not of {share:,} elements",
+                    path=each.path,
+                    tensor=name,
+                    hint=_MIXED_UP,
+                )
+            if runs and (fragment.dtype, fragment.big_endian) != (runs[0].dtype, runs[0].big_endian):
+                raise UnreadableError(
+                    f"{each.path}: {name}: its slice is {fragment.dtype}, and {runs[0].dtype} in {models[0].path.name}",
                     path=each.path,
                     tensor=name,
                     hint=_MIXED_UP,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -22,6 +22,7 @@ from ckpttool.formats.folders.directories import (
     companion_files,
     companions_of,
     layout_row,
+    subfolders,
     with_copied,
 )
 from ckpttool.formats.folders.sharded_layout import Family, is_weights, split
@@ -46,6 +47,7 @@ __all__ = [
     "WRITES_SHARDS",
     "has_masters",
     "lay_out",
+    "no_masters",
     "read",
     "recognise",
 ]
@@ -79,36 +81,54 @@ _INTERRUPTED = "The run may have been interrupted while it was saving, or a copy
 
 
 def recognise(path: Path, head: bytes) -> bool:
-    """Whether a directory has weights in ZeRO's partitions and nowhere else."""
+    """Whether a directory has weights in ZeRO's partitions and nowhere else.
+
+    One of the files is recognised as well, so that `read` can say that it is no checkpoint: with ZeRO-3 a model's file
+    has tensors of all names, and nothing in them.
+    """
     if head or not path.is_dir():
-        return False
+        return _is_tag([path.name])
     names = os.listdir(path)
     if any(map(_PLACEHOLDERS.fullmatch, names)):
         return True
     if any(map(is_weights, names)) or any(map(_MODEL.fullmatch, names)):
         return False
-    return bool(_tags(path)) or (TRAINER_STATE in names and any(name.startswith("global_step") for name in names))
+    # Without the files that have the names, too: `read` says that they are missing.
+    left_by_trainer = TRAINER_STATE in names and any(name.startswith("global_step") for name in names)
+    return _is_tag(names) or bool(_tags(path)) or left_by_trainer
 
 
 def has_masters(path: Path) -> bool:
     """Whether a directory has ZeRO's partitions, beside whatever else."""
-    return path.is_dir() and (_is_tag(path) or bool(_tags(path)))
+    return path.is_dir() and (_is_tag(os.listdir(path)) or bool(_tags(path)))
 
 
-def _is_tag(path: Path) -> bool:
-    return any(_OPTIMIZER.fullmatch(name) or _PLACEHOLDERS.fullmatch(name) for name in os.listdir(path))
+def no_masters(path: Path) -> UsageError:
+    """The error for masters that are asked for where there are other weights only."""
+    return UsageError(
+        f"{path}: no float32 masters of DeepSpeed's ZeRO beside the weights",
+        path=path,
+        hint="They are in the files *_optim_states.pt, which may have been deleted. Leave --section out to average the"
+        " weights.",
+    )
+
+
+def _is_tag(names: Iterable[str]) -> bool:
+    return any(_OPTIMIZER.fullmatch(name) or _PLACEHOLDERS.fullmatch(name) for name in names)
 
 
 def _tags(path: Path) -> list[str]:
     """The directories in it that DeepSpeed has written."""
-    with os.scandir(path) as items:
-        names = sorted(item.name for item in items if item.is_dir())
-    return [name for name in names if (name in _FOLDERS or name.startswith("global_step")) and _is_tag(path / name)]
+    return [
+        name
+        for name, inside in subfolders(path).items()
+        if (name in _FOLDERS or name.startswith("global_step")) and _is_tag(inside)
+    ]
 
 
 def _tag(path: Path) -> Path:
     """The directory with the files: this one, or the one in it that ``latest`` names."""
-    if _is_tag(path):
+    if _is_tag(os.listdir(path)):
         return path
     tags = _tags(path)
     if not tags:
@@ -191,6 +211,12 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
             f"{path}: there is no section {section!r}: ZeRO's partitions hold one set of weights",
             path=path,
             hint="Leave --section out.",
+        )
+    if not path.is_dir():
+        raise UnsupportedError(
+            f"{path}: one rank's file of DeepSpeed's ZeRO, a piece of a checkpoint that is a directory",
+            path=path,
+            hint=f"Name the directory: {path.parent}",
         )
     folder = _tag(path)
     optimizer, model = _files(folder)

@@ -42,6 +42,7 @@ _RECORD = 20 * _BLOCK
 """Tar archives are filled up to a multiple of this."""
 _MAX_HEADER = 1 << 20
 """Bytes of one extended header: a few names and times."""
+_MAX_MEMBERS = 1 << 16
 _MAX_LOOK = 256
 """Members to look at before a tar archive of another name is something else: a data set has millions."""
 
@@ -118,7 +119,13 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
             path=path,
             hint=f"Unpack its compression: gzip -dc {path.name} > {path.stem}-plain.nemo. NeMo reads that as well.",
         )
-    members = list(_members(path))
+    members = list(islice(_members(path), _MAX_MEMBERS + 1))
+    if len(members) > _MAX_MEMBERS:
+        raise UnsupportedError(
+            f"{path}: more than {_MAX_MEMBERS:,} files and directories, which no exported model has",
+            path=path,
+            hint="If it is one all the same, unpack it and average its model_weights.ckpt.",
+        )
     named = [(_plain_name(member), member) for member in members]
     for _, member in named:
         _check_name(path, member)
@@ -126,7 +133,11 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
     if not found:
         raise _without_weights(path, [name for name, _ in named])
     if len(found) > 1:
-        raise UnreadableError(f"{path}: holds two files {_WEIGHTS}", path=path)
+        raise UnreadableError(
+            f"{path}: holds two files {_WEIGHTS}",
+            path=path,
+            hint=f"NeMo takes the last one: {_unpacking(path)}",
+        )
     (member,) = found
     try:
         weights = torch_file.read_inside(path, member.offset_data, member.size, section=section)

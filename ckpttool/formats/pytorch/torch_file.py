@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpttool.errors import MismatchError, UnreadableError, UnsupportedError
+from ckpttool.formats import refuse_pipe
 from ckpttool.formats.archives.zip_archive import Archive, first_name, open_archive
 from ckpttool.formats.pickles.inert_pickle import load
 from ckpttool.formats.pytorch.torch_layout import lay_out_graph, plain_graph
@@ -178,7 +179,11 @@ def _graph_in(archive: Archive) -> Iterator[tuple[Any, Storages, Mapping[str, An
         try:
             graph, _ = load(archive.read(f"{top}/{_PICKLE}"), path=path, persistent_load=storage_ref)
         except EOFError as error:
-            raise UnreadableError(f"{path}: the record {_PICKLE} is cut short", path=path) from error
+            raise UnreadableError(
+                f"{path}: the record {_PICKLE} is cut short",
+                path=path,
+                hint="The run may have been interrupted while it was saving, or a copy was not finished.",
+            ) from error
         storages = Storages(
             path, lambda ref: archive.extent(f"{top}/data/{ref.key}"), big_endian=_is_big_endian(archive, top)
         )
@@ -186,6 +191,7 @@ def _graph_in(archive: Archive) -> Iterator[tuple[Any, Storages, Mapping[str, An
 
 
 def _opened(path: Path) -> Any:
+    refuse_pipe(path)
     try:
         return path.open("rb")
     except OSError as error:
