@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -25,8 +25,9 @@ from ckpttool.layouts import (
     Layout,
     Rule,
 )
+from ckpttool.matching import first_names
 
-__all__ = ["INCOMPLETE", "Classified", "Listing", "Named", "classify", "detect", "first_names", "name_numbers"]
+__all__ = ["INCOMPLETE", "Classified", "Listing", "Named", "classify", "detect", "name_numbers"]
 
 Listing = Mapping[str, "Sequence[str] | None"]
 """Name to the names inside it, for a directory; None for a file."""
@@ -317,13 +318,7 @@ def _nothing(listing: Listing, layout: str | None, where: str) -> str:
     looked = f"checkpoints named as {layout} names them" if layout else "numbered checkpoints"
     if not listing:
         return f"{where}: no {looked}: the directory is empty"
-    return f"{where}: no {looked}; there are {first_names(listing)}"
-
-
-def first_names(names: Collection[str]) -> str:
-    """The first few names in their order, and how many more there are."""
-    shown = sorted(names)[:8]
-    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
+    return f"{where}: no {looked}; there are {first_names(sorted(listing))}"
 
 
 def _nothing_hint(listing: Listing, layout: str | None) -> str | None:

@@ -22,8 +22,9 @@ from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, Usage
 from ckpttool.formats import format_of_directory
 from ckpttool.formats.folders.parts import rank_folders
 from ckpttool.layouts import MARKED_FOLDERS
+from ckpttool.matching import first_names
 from ckpttool.selection.choice import Discovery, Entry, Unit, stated_step, weights_file
-from ckpttool.selection.detection import INCOMPLETE, Classified, Named, classify, detect, first_names, name_numbers
+from ckpttool.selection.detection import INCOMPLETE, Classified, Named, classify, detect, name_numbers
 from ckpttool.selection.kinds import parting, question, told
 from ckpttool.tensors import Checkpoint, Skipped
 
@@ -125,9 +126,9 @@ def discover(
         if hidden and not listing:
             options = " and ".join(name for name, globs in (("--include", include), ("--exclude", exclude)) if globs)
             error.message = f"{directory}: of its {len(hidden)} names, {options} left none"
-            error.hint = f"There are {first_names(hidden)}."
+            error.hint = f"There are {first_names(sorted(hidden))}."
         elif hidden:
-            error.hint = f"{error.hint or ''} --include and --exclude left out {first_names(hidden)}.".strip()
+            error.hint = f"{error.hint or ''} --include and --exclude left out {first_names(sorted(hidden))}.".strip()
         raise
     if found.layout.name == "generic" and found.layout.kind == "directory":
         # Runs beside each other, with the model that each has ended in, are numbered as well.
@@ -146,7 +147,7 @@ def discover(
     skipped += [Skipped(directory / name, reason) for name, reason in found.leavings]
     unfinished = [name for name, reason in found.leavings if reason.startswith(INCOMPLETE)]
     if unfinished:
-        notes.append(f"left out, {INCOMPLETE}: {first_names(unfinished)}")
+        notes.append(f"left out, {INCOMPLETE}: {first_names(sorted(unfinished))}")
     skipped += _explain_aliases(directory, found, entries)
     return Discovery(
         directory,
