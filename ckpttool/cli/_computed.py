@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from ckpttool.errors import MismatchError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from ckpttool.coefficients.lengths import Computed, Kind, Unit, Wanted
+    from ckpttool.coefficients.weights import Quadrature
     from ckpttool.formats.section_names import KeyPath
     from ckpttool.selection.choice import Discovery
     from ckpttool.tensors import Checkpoint
@@ -65,7 +66,7 @@ def apply_computed(
     output: str | None,
     *,
     unit: str | None,
-    quadrature: str,
+    quadrature: Quadrature,
     policy: PolicyOptions,
     run: RunOptions,
     out: Output,
@@ -80,10 +81,7 @@ def apply_computed(
     own = _without_their_own(found)
     notes = [*found.notes, *notes, *more, *own.notes]
     outputs = output_names(checkpoints, output, wanted)
-    computed = [
-        compute(one, steps, len(found.entries), unit=chosen, quadrature=quadrature)  # type: ignore[arg-type]
-        for one in wanted
-    ]
+    computed = [compute(one, steps, len(found.entries), unit=chosen, quadrature=quadrature) for one in wanted]
     plans = [
         make_plan(
             own.members,
@@ -218,7 +216,7 @@ def output_names(checkpoints: Sequence[Path], output: str | None, wanted: Sequen
     names = []
     for one in wanted:
         fields = {one.kind: one.text, one.kind.replace("-", "_"): one.text, "length": f"{one.kind}-{one.text}"}
-        name = re.sub(r"\{([a-z_-]+)\}", lambda match, known=fields: known.get(match[1], match[0]), output)  # type: ignore[misc]
+        name = _filled(output, fields)
         if re.search(r"\{(decay|half.life|sigma.rel|window|length)\}", name):
             raise UsageError(
                 f"-o {output}: the length {one} has no number for it", hint="'{length}' stands for any of them."
@@ -232,12 +230,16 @@ def output_names(checkpoints: Sequence[Path], output: str | None, wanted: Sequen
     return names
 
 
+def _filled(name: str, fields: Mapping[str, str]) -> str:
+    return re.sub(r"\{([a-z_-]+)\}", lambda match: fields.get(match[1], match[0]), name)
+
+
 def _placeholder(wanted: Sequence[Wanted]) -> str:
     kinds = {one.kind for one in wanted}
     return f"{{{kinds.pop() if len(kinds) == 1 else 'length'}}}"
 
 
-def _details(one: Computed, quadrature: str) -> Details:
+def _details(one: Computed, quadrature: Quadrature) -> Details:
     from ckpttool.coefficients.lengths import describe_length
 
     found = one.statistics
@@ -272,7 +274,7 @@ _QUADRATURES = {
 }
 
 
-def _document(one: Computed, quadrature: str, said: dict[str, float]) -> dict[str, Any]:
+def _document(one: Computed, quadrature: Quadrature, said: dict[str, float]) -> dict[str, Any]:
     found = one.statistics
     return {
         "length": {

@@ -11,11 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
 from ckpttool.cli._output import Output
+
+if TYPE_CHECKING:
+    from ckpttool.matching import KeyPolicy
+    from ckpttool.plan import IntegerPolicy, OutputDType
 
 __all__ = [
     "PolicyOptions",
@@ -116,9 +120,9 @@ selection_options: Decorator = _grouped(
 class PolicyOptions:
     """What to do where checkpoints differ, and what the output keeps."""
 
-    dtype: str
-    keys: str
-    integers: str
+    dtype: OutputDType
+    keys: KeyPolicy
+    integers: IntegerPolicy
     keep_state: bool
     allow_nonfinite: bool
     max_shard_size: int | None

@@ -46,7 +46,7 @@ def apply_stored(
     plan = make_stored_plan(
         found,
         output,
-        dtype=policy.dtype,  # type: ignore[arg-type]
+        dtype=policy.dtype,
         keep_state=policy.keep_state,
         force=run.force,
         allow_nonfinite=policy.allow_nonfinite,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +19,9 @@ from ckpttool.cli._options import (
 )
 from ckpttool.cli._output import Output
 from ckpttool.errors import UsageError
+
+if TYPE_CHECKING:
+    from ckpttool.coefficients.weights import Quadrature
 
 
 @click.command("ema-apply", short_help="Put the moving average of the weights in their place.")
@@ -70,7 +74,7 @@ def ema_apply(
     sigma_rel: tuple[str, ...],
     window: tuple[str, ...],
     unit: str | None,
-    quadrature: str,
+    quadrature: Quadrature,
     stored_profile: tuple[str, ...],
     update_every: int | None,
     segment: str | None,

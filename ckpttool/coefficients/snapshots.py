@@ -6,6 +6,7 @@ an index there, and anybody else's is said by hand.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,8 +54,8 @@ def parse_profile(text: str) -> StoredProfile:
     try:
         value = float(number)
     except ValueError:
-        value = float("nan")
-    if kind not in _KINDS or value != value:  # noqa: PLR0124 (NaN)
+        value = math.nan
+    if kind not in _KINDS or math.isnan(value):
         raise UsageError(f"--stored-profile {text}: not a profile", hint=f"For example: {_EXAMPLES}.")
     return StoredProfile(head or None, _KINDS[kind](value), said)
 
