@@ -67,11 +67,11 @@ def ties(tensors: Mapping[TensorId, TensorSpec]) -> dict[TensorId, TensorId]:
     return tied
 
 
-def first_names(names: Iterable[str]) -> str:
+def first_names(names: Iterable[str], most: int = _SHOWN) -> str:
     """The first few names, and how many more there are: ``a, b, c, d, e and 12 more``."""
     names = list(names)
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def match(checkpoints: Sequence[Checkpoint], newest: int, policy: KeyPolicy, *, with_copies: bool = True) -> Matched:

@@ -27,6 +27,7 @@ from ckpttool.formats.section_names import (
     KeyPath,
     Replacement,
 )
+from ckpttool.matching import first_names
 from ckpttool.tensors import TensorSpec
 
 __all__ = ["KeyPath", "Located", "Replacement", "StatePart", "dotted", "locate"]
@@ -222,9 +223,7 @@ def _list_candidates(tree: Mapping[Any, Any], candidates: list[KeyPath]) -> str:
         count = sum(isinstance(value, TensorSpec) for _, value in _items(_at(tree, path)))
         return f"{dotted(path) or '(top level)'} ({count} tensor{'s' * (count != 1)})"
 
-    shown = sorted(candidates, key=lambda path: -len(_at(tree, path)))[:8]
-    more = f" and {len(candidates) - len(shown)} more" if len(candidates) > len(shown) else ""
-    return ", ".join(map(describe, shown)) + more
+    return first_names(map(describe, sorted(candidates, key=lambda path: -len(_at(tree, path)))), 8)
 
 
 def _resolve(tree: Any, text: str, path: KeyPath = ()) -> KeyPath | None:

@@ -21,6 +21,7 @@ from typing import Literal
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UsageError
 from ckpttool.formats import format_of_directory, open_checkpoint
 from ckpttool.layouts import WEIGHT_FILES, WEIGHT_SUFFIXES
+from ckpttool.matching import first_names
 from ckpttool.selection.kinds import question
 from ckpttool.selection.metrics import (
     Mode,
@@ -468,9 +469,8 @@ def _read_metric(found: Discovery, metric: str) -> tuple[list[float], list[str]]
         else:
             values.append(reading.value)
     if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise NotFoundError(
-            f"no metric {metric!r} for {', '.join(missing[:5])}{more}",
+            f"no metric {metric!r} for {first_names(missing)}",
             hint=f"Metrics that are there: {', '.join(sorted(known)[:20])}."
             if known
             else "No numbers were found in the checkpoints, in files beside them, or in their names.",

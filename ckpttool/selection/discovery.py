@@ -185,10 +185,9 @@ def _ask_for_subdirectory(directory: Path, listing: dict[str, tuple[str, ...] | 
         if inside:
             break
     if inside:
-        more = f" and {len(inside) - 6} more" if len(inside) > 6 else ""
         first = inside[0].rpartition(" (")[0]
         raise UsageError(
-            f"{directory}: the checkpoints are further down: {', '.join(inside[:6])}{more}",
+            f"{directory}: the checkpoints are further down: {first_names(inside, 6)}",
             hint=f"Name the one that is meant, for instance {directory / first}.",
             path=directory,
         )

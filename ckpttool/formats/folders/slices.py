@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ckpttool.chunks import TilingError, assembled
 from ckpttool.errors import UnreadableError
 from ckpttool.formats.folders.directories import Part
+from ckpttool.matching import first_names
 from ckpttool.tensors import Piece, TensorSpec
 
 __all__ = ["FOLDER", "are_sliced", "is_slice_file", "put_together", "slice_files"]
@@ -67,7 +68,7 @@ def put_together(path: Path, parts: Sequence[Part]) -> list[Part]:
     counts = {match["count"] for part in parts if (match := _match(part.name))}
     if len(counts) > 1:
         raise UnreadableError(
-            f"{path}: files of two checkpoints: {_listed(_one_of_each(parts))}",
+            f"{path}: files of two checkpoints: {first_names(_one_of_each(parts), _SHOWN)}",
             path=path,
             hint="Remove those of the older one, or save it again into an empty directory.",
         )
@@ -106,11 +107,6 @@ def _home(name: str) -> str:
 
 def _one_of_each(parts: Sequence[Part]) -> list[str]:
     return list({match["count"]: part.name for part in parts if (match := _match(part.name))}.values())
-
-
-def _listed(names: Collection[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(list(names)[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _pieces(part: Part) -> dict[str, Piece]:
@@ -167,12 +163,12 @@ def _whole(path: Path, name: str, found: Sequence[tuple[Part, Piece]], parts: Se
     try:
         return assembled(shape, [piece for _, piece in found])
     except TilingError as error:
-        where = f"in {_listed([part.name for part, _ in found])}"
+        where = f"in {first_names([part.name for part, _ in found], _SHOWN)}"
         missing = _missing(parts)
         if "overlap" in str(error):
             said, hint = "", "Files of an earlier save with another number of processes may be among them."
         else:
-            gone = f"; there is no {_listed(missing)}" if missing else ""
+            gone = f"; there is no {first_names(missing, _SHOWN)}" if missing else ""
             said = f": an unfinished checkpoint{gone}"
             hint = "The run may have been interrupted while it was saving, or a copy was not finished."
         raise UnreadableError(f"{path}: {name}, {where}: {error}{said}", path=path, tensor=name, hint=hint) from error
