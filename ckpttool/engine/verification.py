@@ -8,32 +8,21 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ckpttool.checksums.by_kind import checksum, combined
-from ckpttool.errors import CkpttoolError, UnreadableError
+from ckpttool.checksums.by_kind import checksum, combined, damaged
+from ckpttool.errors import CkpttoolError
 from ckpttool.tensors import Checksum
 
 if TYPE_CHECKING:
     from ckpttool.engine.numerics import Scratch
     from ckpttool.engine.sources import Source
 
-__all__ = ["Verification", "damaged"]
+__all__ = ["Verification"]
 
 _STEP = 1 << 20
-
-
-def damaged(path: Path, label: str) -> UnreadableError:
-    """The error for bytes that are not those that were written."""
-    return UnreadableError(
-        f"{path}: {label} is damaged (its checksum does not match)",
-        path=path,
-        tensor=label,
-        hint="Leave this checkpoint out, or copy it again from where it was written.",
-    )
 
 
 @dataclass(slots=True, eq=False)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckpttool.checksums import crc32c
+from ckpttool.checksums.by_kind import damaged
 from ckpttool.errors import UnreadableError, UnsupportedError
 from ckpttool.formats.tensorflow import protobuf_wire as wire
 from ckpttool.formats.tensorflow.leveldb_table import CompressedBlockError, read_table, write_table
@@ -311,12 +312,7 @@ def check_strings(path: Path, key: str, entry: Entry) -> bytes:
         or rest[:4] != crc32c.mask(crc).to_bytes(4, "little")
         or crc32c.mask(crc32c.extend(crc, rest)) != entry.crc
     ):
-        raise UnreadableError(
-            f"{path}: {key} is damaged (its checksum does not match)",
-            path=path,
-            tensor=key,
-            hint="Leave this checkpoint out, or copy it again from where it was written.",
-        )
+        raise damaged(path, key)
     return rest[4:]
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpttool.checksums import crc32c
+from ckpttool.checksums.by_kind import damaged
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats.tensorflow.bundle_entries import (
     NOT_PLAIN,
@@ -245,7 +246,7 @@ def _scalars(bundle: Bundle, names: Mapping[str, str]) -> dict[str, Any]:
         path = bundle.data_file(entry)
         data = read_bytes(path, key, entry)
         if crc32c.mask(crc32c.extend(0, data)) != entry.crc:
-            raise _damaged(path, key)
+            raise damaged(path, key)
         (scalars[name],) = struct.unpack((">" if bundle.big_endian else "<") + code, data)
     return scalars
 
@@ -269,15 +270,6 @@ def _decode_provenance(path: Path, entry: Entry) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UnreadableError(f"{path}: {PROVENANCE} is damaged", path=path, tensor=PROVENANCE) from error
     return provenance if isinstance(provenance, dict) else {}
-
-
-def _damaged(path: Path, key: str) -> UnreadableError:
-    return UnreadableError(
-        f"{path}: {key} is damaged (its checksum does not match)",
-        path=path,
-        tensor=key,
-        hint="Leave this checkpoint out, or copy it again from where it was written.",
-    )
 
 
 def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
