@@ -30,7 +30,7 @@ from ckpttool.formats.section_names import (
 from ckpttool.matching import first_names
 from ckpttool.tensors import TensorSpec
 
-__all__ = ["KeyPath", "Located", "Replacement", "StatePart", "dotted", "locate"]
+__all__ = ["KeyPath", "Located", "Replacement", "StatePart", "children", "dotted", "locate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def dotted(path: KeyPath) -> str:
     return ".".join(map(str, path))
 
 
-def _items(node: Any) -> Iterator[tuple[str | int, Any]]:
+def children(node: Any) -> Iterator[tuple[str | int, Any]]:
     """The children of a container, with keys that a path can hold."""
     if isinstance(node, Mapping):
         yield from ((key, value) for key, value in node.items() if isinstance(key, (str, int)))
@@ -91,7 +91,7 @@ def _items(node: Any) -> Iterator[tuple[str | int, Any]]:
 def _walk(node: Any, path: KeyPath = (), seen: set[int] | None = None) -> Iterator[tuple[KeyPath, Any]]:
     """Every node below, parents first, each container once (pickles may share containers and hold cycles)."""
     seen = set() if seen is None else seen
-    for key, value in _items(node):
+    for key, value in children(node):
         here = (*path, key)
         if isinstance(value, (Mapping, list, tuple)):
             if id(value) in seen or len(here) > _MAX_DEPTH:
@@ -129,7 +129,7 @@ def _tensors(node: Any, path: KeyPath, source: str) -> dict[str, KeyPath]:
     while pending:
         prefix, here, container = pending.pop()
         deeper = []
-        for key, value in _items(container):
+        for key, value in children(container):
             visited += 1
             if visited > _MAX_NODES or len(here) > _MAX_DEPTH + len(path):
                 raise UnreadableError(f"{source}: the containers in {dotted(path) or 'the file'} nest without end")
@@ -215,12 +215,12 @@ def _candidates(tree: Mapping[Any, Any], state: tuple[StatePart, ...]) -> list[K
     """Every mapping that holds tensors itself, training state apart."""
     apart = {id(_at(tree, part.path)) for part in state}
     places = [((), tree), *((path, node) for path, node in _walk(tree, seen=apart) if isinstance(node, Mapping))]
-    return [path for path, node in places if any(isinstance(value, TensorSpec) for _, value in _items(node))]
+    return [path for path, node in places if any(isinstance(value, TensorSpec) for _, value in children(node))]
 
 
 def _list_candidates(tree: Mapping[Any, Any], candidates: list[KeyPath]) -> str:
     def describe(path: KeyPath) -> str:
-        count = sum(isinstance(value, TensorSpec) for _, value in _items(_at(tree, path)))
+        count = sum(isinstance(value, TensorSpec) for _, value in children(_at(tree, path)))
         return f"{dotted(path) or '(top level)'} ({count} tensor{'s' * (count != 1)})"
 
     return first_names(map(describe, sorted(candidates, key=lambda path: -len(_at(tree, path)))), 8)
@@ -266,7 +266,7 @@ def _chosen(tree: Mapping[Any, Any], section: str, source: str, candidates: list
 def _found(tree: Mapping[Any, Any], source: str, state: tuple[StatePart, ...]) -> tuple[KeyPath, ...]:
     """The sections that hold the weights, by the tables and then by the shape of the tree."""
     apart = {part.path for part in state}
-    inner = [(key,) for key, value in _items(tree) if isinstance(value, Mapping) and (key,) not in apart]
+    inner = [(key,) for key, value in children(tree) if isinstance(value, Mapping) and (key,) not in apart]
     for roots in ([()], inner):
         for tier in WEIGHT_SECTIONS:
             paths = [(*root, *path) for root in roots for path in tier]
@@ -293,7 +293,7 @@ def _found(tree: Mapping[Any, Any], source: str, state: tuple[StatePart, ...]) -
         raise UnsupportedError(
             f"{source}: no weights in it{_pickled_objects(tree)}",
             path=source,
-            hint="Only its keys are here: " + ", ".join(str(key) for key, _ in list(_items(tree))[:12]) + "."
+            hint="Only its keys are here: " + ", ".join(str(key) for key, _ in list(children(tree))[:12]) + "."
             if tree
             else "The file holds an empty mapping.",
         )
@@ -307,7 +307,7 @@ def _found(tree: Mapping[Any, Any], source: str, state: tuple[StatePart, ...]) -
 
 def _bare(tree: Mapping[Any, Any], state: tuple[StatePart, ...]) -> KeyPath | None:
     """Whether the file itself is the state dict: most tensors are at the top, or nothing but tensors is in it."""
-    direct = sum(isinstance(value, TensorSpec) for _, value in _items(tree))
+    direct = sum(isinstance(value, TensorSpec) for _, value in children(tree))
     nested = [path for path in _candidates(tree, state) if path]
     if direct and direct >= sum(len(_at(tree, path)) for path in nested):
         return ()
@@ -320,7 +320,7 @@ def _bare(tree: Mapping[Any, Any], state: tuple[StatePart, ...]) -> KeyPath | No
 def _unwrap(tree: Mapping[Any, Any], path: KeyPath) -> KeyPath:
     """Go one level further where a section holds nothing but another one (``model.state_dict``)."""
     node = _at(tree, path)
-    inner = [key for key, value in _items(node) if isinstance(value, TensorSpec) or _has_tensors(value)]
+    inner = [key for key, value in children(node) if isinstance(value, TensorSpec) or _has_tensors(value)]
     known = {tier_path for tier in WEIGHT_SECTIONS[:2] for tier_path in tier}
     if len(inner) == 1 and (inner[0],) in known and isinstance(node[inner[0]], Mapping):
         return (*path, inner[0])
@@ -330,7 +330,7 @@ def _unwrap(tree: Mapping[Any, Any], path: KeyPath) -> KeyPath:
 def _pickled_objects(tree: Mapping[Any, Any]) -> str:
     known = {path[0] for tier in WEIGHT_SECTIONS for path in tier} | {"ema"}
     plain = (Mapping, list, tuple, str, int, float, bytes, type(None), TensorSpec)
-    objects = [str(key) for key, value in _items(tree) if key in known and not isinstance(value, plain)]
+    objects = [str(key) for key, value in children(tree) if key in known and not isinstance(value, plain)]
     return f" ({', '.join(objects)}: a pickled object, not a state dict)" if objects else ""
 
 
@@ -445,7 +445,7 @@ def locate(
         copies = _find_copies(tree, weights, apart | {id(_at(tree, where)) for where in sections}, source)
     # data2vec keeps its average as a mapping inside the state dict.
     for where in sections:
-        for key, value in _items(_at(tree, where)):
+        for key, value in children(_at(tree, where)):
             if isinstance(key, str) and key.endswith("_ema") and isinstance(value, Mapping):
                 inner = {name: place for name, place in weights.items() if place[: len(where) + 1] == (*where, key)}
                 rest = {name: place for name, place in weights.items() if name not in inner}

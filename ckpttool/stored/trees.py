@@ -11,7 +11,7 @@ from typing import Any
 
 from ckpttool.errors import UnreadableError
 from ckpttool.formats.section_names import KeyPath
-from ckpttool.formats.sections import dotted
+from ckpttool.formats.sections import children, dotted
 from ckpttool.tensors import Checkpoint, TensorSpec
 
 __all__ = ["KeyPath", "at", "dotted", "module_tensors", "tensors_below", "tree_of", "walk"]
@@ -44,17 +44,10 @@ def at(tree: Any, path: KeyPath) -> Any:
     return tree
 
 
-def _items(node: Any) -> Iterator[tuple[str | int, Any]]:
-    if isinstance(node, Mapping):
-        yield from ((key, value) for key, value in node.items() if isinstance(key, (str, int)))
-    elif isinstance(node, (list, tuple)):
-        yield from enumerate(node)
-
-
 def walk(node: Any, path: KeyPath = (), seen: set[int] | None = None) -> Iterator[tuple[KeyPath, Any]]:
     """Every container below, parents first, each once (pickles may share containers and hold cycles)."""
     seen = set() if seen is None else seen
-    for key, value in _items(node):
+    for key, value in children(node):
         if isinstance(value, (Mapping, list, tuple)) and id(value) not in seen and len(path) < _MAX_DEPTH:
             seen.add(id(value))
             yield (*path, key), value
@@ -90,7 +83,7 @@ def tensors_below(node: Any, path: str) -> dict[str, TensorSpec]:
 
 
 def _collect(node: Any, prefix: str, depth: int, budget: _Budget, found: dict[str, TensorSpec]) -> None:
-    for key, value in _items(node):
+    for key, value in children(node):
         budget.spend(depth)
         if isinstance(value, TensorSpec):
             found[f"{prefix}{key}"] = value
@@ -139,12 +132,12 @@ def _collect_module(
         return
     transient = _members(state.get("_non_persistent_buffers_set"))
     for part in ("_parameters", "_buffers"):
-        for name, value in _items(state.get(part)):
+        for name, value in children(state.get(part)):
             budget.spend(depth)
             spec = None if part == "_buffers" and name in transient else read(value)
             if isinstance(spec, TensorSpec):
                 found[f"{prefix}{name}"] = spec
-    for name, child in _items(state.get("_modules")):
+    for name, child in children(state.get("_modules")):
         _collect_module(child, f"{prefix}{name}.", depth + 1, budget, read, found)
 
 
