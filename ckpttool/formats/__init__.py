@@ -13,8 +13,8 @@ checkpoint has a name of its own in that directory, ``WRITES_MODEL_DIRECTORY = T
 into files of a chosen size has ``WRITES_SHARDS = True``. One that writes another format's directories has that one's
 name in ``WRITES_AS``.
 
-Files are recognised by content, never by suffix; outputs are chosen by suffix. A module is imported when the
-first file could be its own, so that no command pays for formats that it does not meet.
+Files are recognised by content, never by suffix; outputs are chosen by suffix. Modules are imported as they
+are asked, in the order of the registry, and those after the one that knows the file are not.
 
 safetensors_file          one file is one module
 pytorch/, tensorflow/     and each a folder: npz/, dcp/ (torch.distributed.checkpoint)
