@@ -8,20 +8,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ckpttool._version import __version__
+
 if TYPE_CHECKING:
     from ckpttool.api import average
+    from ckpttool.ema.files import find_stored_average
+    from ckpttool.ema.stored_average import StoredAverage
     from ckpttool.engine.run import Result, execute, execute_together
     from ckpttool.errors import CkpttoolError
     from ckpttool.formats import open_checkpoint
-    from ckpttool.plan import Plan, make_plan
+    from ckpttool.operations.stored_ema import make_stored_plan
+    from ckpttool.planning.plan import Plan, make_plan
     from ckpttool.selection.choice import Discovery
     from ckpttool.selection.discovery import discover, from_paths
-    from ckpttool.stored.average import StoredAverage
-    from ckpttool.stored.files import find_stored_average
-    from ckpttool.stored.plan import make_stored_plan
     from ckpttool.tensors import Checkpoint
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Checkpoint",
@@ -46,17 +46,17 @@ _HOME = {
     "Checkpoint": "tensors",
     "CkpttoolError": "errors",
     "Discovery": "selection.choice",
-    "Plan": "plan",
+    "Plan": "planning.plan",
     "Result": "engine",
-    "StoredAverage": "stored.average",
+    "StoredAverage": "ema.stored_average",
     "average": "api",
     "discover": "selection.discovery",
     "execute": "engine",
     "execute_together": "engine",
-    "find_stored_average": "stored.files",
+    "find_stored_average": "ema.files",
     "from_paths": "selection.discovery",
-    "make_plan": "plan",
-    "make_stored_plan": "stored.plan",
+    "make_plan": "planning.plan",
+    "make_stored_plan": "operations.stored_ema",
     "open_checkpoint": "formats",
 }
 

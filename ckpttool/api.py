@@ -19,9 +19,9 @@ from typing import Any
 from ckpttool.coefficients.weights import explicit
 from ckpttool.engine.run import Result, execute
 from ckpttool.errors import UsageError
-from ckpttool.plan import make_plan
+from ckpttool.operations.running_mean_window import make_window_plan
+from ckpttool.planning.plan import make_plan
 from ckpttool.selection.discovery import discover, from_paths
-from ckpttool.stored.window import make_window_plan
 
 __all__ = ["average"]
 

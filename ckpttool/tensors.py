@@ -159,7 +159,7 @@ class TensorSpec:
         strides: In elements, one for each dimension; None for C order.
         big_endian: Whether the bytes of an element stand in the other order.
         pieces: Of a tensor that lies in pieces: these, none of them empty or itself in pieces, which together are the
-            whole tensor without a gap or an overlap, sorted by where they begin (`ckpttool.chunks` makes such). Then
+            whole tensor without a gap or an overlap, sorted by where they begin (`ckpttool.tiling` makes such). Then
             `storage` is that of the first piece, `offset` says nothing and `strides` is None. Empty for all other
             tensors.
     """

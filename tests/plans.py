@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ckpttool.formats import get_format, safetensors_file
-from ckpttool.plan import Action, Member, Plan, PlannedTensor, Term
+from ckpttool.formats import get_format
+from ckpttool.formats import safetensors as safetensors_file
+from ckpttool.planning.plan import Action, Member, Plan, PlannedTensor, Term
 from ckpttool.tensors import DTYPES, Artifact, OutputTensor, TensorId, TensorSpec
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpttool.chunks import TilingError, in_runs, regions_of_run
-from ckpttool.engine.piece_io import read_values
+from ckpttool.reading.values import read_values
 from ckpttool.tensors import DTYPES, Extent, TensorSpec
+from ckpttool.tiling import TilingError, in_runs, regions_of_run
 
 
 @given(st.lists(st.integers(0, 4), max_size=4).map(tuple), st.data())

@@ -25,12 +25,12 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
 import ckpttool as ct
-from ckpttool.chunks import TilingError, check_tiling, narrow
-from ckpttool.engine.run import read_values
 from ckpttool.errors import CkpttoolError, UnreadableError, UnsupportedError
 from ckpttool.formats import open_checkpoint
+from ckpttool.reading.values import read_values
 from ckpttool.selection.discovery import discover
 from ckpttool.tensors import Region
+from ckpttool.tiling import TilingError, check_tiling, narrow
 
 FIXTURE = Path(__file__).parent / "data" / "dcp"
 
@@ -259,7 +259,7 @@ def test_kept_state_is_the_newest_optimizer(saved: Path, states: list[dict[str, 
 
 def test_the_output_is_the_same_for_every_order_and_number_of_threads(saved: Path, tmp_path: Path) -> None:
     from ckpttool.engine.run import execute
-    from ckpttool.plan import make_plan
+    from ckpttool.planning.plan import make_plan
     from ckpttool.selection.discovery import from_paths
 
     members = [saved / "dim 1" / f"step-{step}" for step in (100, 200, 300)]
@@ -286,7 +286,7 @@ def test_a_directory_and_a_file_are_written_from_one_reading(
     saved: Path, states: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     from ckpttool.engine import execute_together
-    from ckpttool.plan import make_plan
+    from ckpttool.planning.plan import make_plan
 
     entries = discover(saved / "two dimensions").last(3).entries
     outputs = [tmp_path / "out", tmp_path / "out.safetensors"]

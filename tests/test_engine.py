@@ -27,8 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from ckpttool.engine import run as engine
 from ckpttool.engine import work
-from ckpttool.engine.run import execute, execute_together, read_values
-from ckpttool.engine.sources import Sources
+from ckpttool.engine.run import execute, execute_together
 from ckpttool.engine.tasks import Preparation
 from ckpttool.errors import (
     CkpttoolError,
@@ -39,7 +38,9 @@ from ckpttool.errors import (
     UsageError,
     WriteError,
 )
-from ckpttool.formats import safetensors_file
+from ckpttool.formats import safetensors as safetensors_file
+from ckpttool.reading.sources import Sources
+from ckpttool.reading.values import read_values
 from ckpttool.tensors import DTYPES, Checksum, Copy, Extent, OutputFile, TensorSpec, c_strides
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -287,8 +288,8 @@ def test_any_view_is_read_as_torch_reads_it(tmp_path, view, chunk, transposed):
 
 
 def test_a_transposed_matrix_larger_than_one_read_is_gathered_right(tmp_path, monkeypatch):
-    monkeypatch.setattr("ckpttool.engine.storage_io._LARGE_SPAN", 40_000)
-    monkeypatch.setattr("ckpttool.engine.storage_io._SMALL_SPAN", 2_000)
+    monkeypatch.setattr("ckpttool.reading.strided._LARGE_SPAN", 40_000)
+    monkeypatch.setattr("ckpttool.reading.strided._SMALL_SPAN", 2_000)
     array = np.arange(300 * 400, dtype=np.float32)
     tensors = write_storages(tmp_path / "0.safetensors", {"s": array}, {"x": ("s", 0, (400, 300), (1, 400))})
     np.testing.assert_array_equal(read_values(tensors["x"]), array.reshape(300, 400).T)

@@ -25,9 +25,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpttool.errors import CkpttoolError, UnreadableError, UnsupportedError
-from ckpttool.formats.pickles.inert_pickle import Inert, InertType, load
-from ckpttool.formats.pickles.pickle_bounds import BadPickleError, check
-from ckpttool.formats.pickles.pickle_emitter import DROPPED, dump
+from ckpttool.formats.pickles.bounds import BadPickleError, check
+from ckpttool.formats.pickles.emitter import DROPPED, dump
+from ckpttool.formats.pickles.inert import Inert, InertType, load
 
 WEIGHTS_ONLY_OPCODES = """
 GLOBAL NEWOBJ REDUCE BUILD APPEND APPENDS SETITEM SETITEMS MARK TUPLE TUPLE1 TUPLE2 TUPLE3 NONE NEWFALSE NEWTRUE

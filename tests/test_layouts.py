@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpttool.errors import NotFoundError, UsageError
-from ckpttool.layouts import LAYOUTS
+from ckpttool.run_layouts import LAYOUTS
 from ckpttool.selection.detection import classify, detect, name_numbers
 
 HF = ("model.safetensors", "config.json", "optimizer.pt", "trainer_state.json")

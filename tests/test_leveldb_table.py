@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpttool.checksums import crc32c
-from ckpttool.formats.tensorflow import leveldb_table, protobuf_wire
-from ckpttool.formats.tensorflow.leveldb_table import CompressedBlockError, read_table, write_table
+from ckpttool.formats.tensorflow import leveldb as leveldb_table
+from ckpttool.formats.tensorflow import protobuf as protobuf_wire
+from ckpttool.formats.tensorflow.leveldb import CompressedBlockError, read_table, write_table
 
 KEYS = st.lists(st.binary(max_size=12), unique=True, max_size=60).map(sorted)
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from ckpttool.errors import MismatchError
-from ckpttool.matching import first_names, match, ties, wrapper_prefix
+from ckpttool.planning.matching import match, ties, wrapper_prefix
 from ckpttool.tensors import DTYPES, Checkpoint, Extent, TensorSpec
+from ckpttool.text import first_names
 
 F32 = DTYPES["float32"]
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from ckpttool.engine import execute
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats import open_checkpoint
-from ckpttool.formats.pytorch import nemo_archive
-from ckpttool.plan import make_plan
+from ckpttool.formats.pytorch import nemo as nemo_archive
+from ckpttool.planning.plan import make_plan
 from ckpttool.selection.discovery import discover, from_paths
 
 Run = Callable[..., Ran]

@@ -19,7 +19,8 @@ from hypothesis.extra import numpy as hnp
 
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats import open_checkpoint
-from ckpttool.formats.npz import npy_header, npz_file
+from ckpttool.formats.npz import archive as npz_file
+from ckpttool.formats.npz import npy_header
 from ckpttool.tensors import DTYPES, Artifact, OutputTensor
 
 YAML = "type: transformer\nversion: v1.12.0\n"

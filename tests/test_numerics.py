@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from ckpttool.checksums.crc32 import combine_crc32
 from ckpttool.engine import numerics
+from ckpttool.reading.dtypes import numpy_dtype
+from ckpttool.reading.scratch import Scratch
 
 # name: (bits of precision, exponent of the smallest normal number, greatest finite number)
 FORMATS = {
@@ -50,9 +52,9 @@ def mean(terms, dtypes, out, weights=None, divisor=None, *, kept=True):
     operands = [numerics.Operand(dtype, weight) for dtype, weight in zip(dtypes, weights, strict=True)]
     raw = [np.ascontiguousarray(term).view(np.uint8) for term in terms]
     result = numerics.weighted_mean(
-        operands, lambda index: raw[index].copy(), divisor=divisor, dtype=out, scratch=numerics.Scratch(), kept=kept
+        operands, lambda index: raw[index].copy(), divisor=divisor, dtype=out, scratch=Scratch(), kept=kept
     )
-    return result.view(numerics.numpy_dtype(out)).copy()
+    return result.view(numpy_dtype(out)).copy()
 
 
 def assert_rounded_once(values, dtype):
@@ -74,7 +76,7 @@ def finite(values):
 
 def every_value(dtype):
     """Every finite number of a dtype of one or two bytes, in order."""
-    numpy_dtype = numerics.numpy_dtype(dtype)
+    numpy_dtype = numpy_dtype(dtype)
     count = 256**numpy_dtype.itemsize
     values = np.arange(count, dtype=f"u{numpy_dtype.itemsize}").view(numpy_dtype)
     return np.unique(values[finite(values)].astype(np.float64))
@@ -95,7 +97,7 @@ def test_between_any_two_neighbours_the_nearer_is_chosen_and_half_way_the_even(d
 
 @pytest.mark.parametrize("dtype", NARROW)
 def test_every_value_survives_widening_and_rounding(dtype):
-    numpy_dtype = numerics.numpy_dtype(dtype)
+    numpy_dtype = numpy_dtype(dtype)
     patterns = np.arange(256**numpy_dtype.itemsize, dtype=f"u{numpy_dtype.itemsize}")
     patterns = patterns[finite(patterns.view(numpy_dtype))]
     result = mean([patterns, patterns, patterns], [dtype] * 3, dtype)
@@ -175,7 +177,7 @@ def test_a_weighted_sum_of_float64_is_the_nearest_to_the_exact_one(rows):
 @pytest.mark.parametrize("count", [2, 3, 5, 7, 49])
 @pytest.mark.parametrize("dtype", list(FORMATS))
 def test_identical_members_give_the_same_bits(dtype, count):
-    numpy_dtype = numerics.numpy_dtype(dtype)
+    numpy_dtype = numpy_dtype(dtype)
     random = np.random.default_rng(count)
     patterns = random.integers(0, 256, 8 * 4096, dtype=np.uint8).view(numpy_dtype)
     patterns = patterns[finite(patterns)]
@@ -199,7 +201,7 @@ def test_the_short_way_for_halves_has_the_bits_of_the_long_one(dtype, seed, coun
     base = random.standard_normal(2000) * np.exp(random.standard_normal(2000) * spread) * 2.0**scale
     with np.errstate(over="ignore"):
         terms = [
-            np.clip(base * (1 + jitter * random.standard_normal(2000)), -6e4, 6e4).astype(numerics.numpy_dtype(dtype))
+            np.clip(base * (1 + jitter * random.standard_normal(2000)), -6e4, 6e4).astype(numpy_dtype(dtype))
             for _ in range(count)
         ]
     weights = (random.standard_normal(count) / count).tolist() if weighted else None
@@ -216,7 +218,7 @@ def test_every_pair_of_neighbouring_halves_has_its_exact_mean(dtype):
     for start in range(0, len(values) - 1, 1000):
         one, two = values[start : start + 1000], values[start + 1 : start + 1001]
         one = one[: len(two)]
-        terms = [part.astype(numerics.numpy_dtype(dtype)) for part in (one, two)]
+        terms = [part.astype(numpy_dtype(dtype)) for part in (one, two)]
         short = mean(terms, [dtype] * 2, dtype).astype(np.float64)
         long = mean([one / 2 + two / 2], ["float64"], dtype).astype(np.float64)
         np.testing.assert_array_equal(short, long)
@@ -229,7 +231,7 @@ def test_a_mean_of_huge_float64_does_not_overflow():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 def test_nan_and_infinity_go_where_ieee_754_says(dtype):
-    numpy_dtype = numerics.numpy_dtype(dtype)
+    numpy_dtype = numpy_dtype(dtype)
     one = np.array([np.inf, -np.inf, np.nan, np.inf, 1, 1], np.float32).astype(numpy_dtype)
     two = np.array([1, 1, 1, -np.inf, -np.inf, 2], np.float32).astype(numpy_dtype)
     expected = [np.inf, -np.inf, np.nan, np.nan, -np.inf, 1.5]
@@ -249,14 +251,14 @@ def test_negative_zero_stays():
 def test_members_of_different_dtypes_are_each_widened_from_their_own():
     values = np.array([0.1, 1.0, -3.0, 70.0])
     dtypes = ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn"]
-    terms = [values.astype(numerics.numpy_dtype(dtype)) for dtype in dtypes]
+    terms = [values.astype(numpy_dtype(dtype)) for dtype in dtypes]
     exact = [sum(Fraction(float(term[column])) for term in terms) / 5 for column in range(4)]
     assert [Fraction(float(got)) for got in mean(terms, dtypes, "float32")] == [rounded(e, "float32") for e in exact]
 
 
 @pytest.mark.parametrize("dtype", list(FORMATS))
 def test_has_nonfinite_sees_every_pattern(dtype):
-    numpy_dtype = numerics.numpy_dtype(dtype)
+    numpy_dtype = numpy_dtype(dtype)
     if numpy_dtype.itemsize <= 2:
         patterns = np.arange(256**numpy_dtype.itemsize, dtype=f"u{numpy_dtype.itemsize}").view(numpy_dtype)
         step = 1 if numpy_dtype.itemsize == 1 else 31

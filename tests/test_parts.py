@@ -11,7 +11,7 @@ from ckpttool.api import average
 from ckpttool.engine.run import execute
 from ckpttool.errors import MismatchError, UnreadableError, UsageError
 from ckpttool.formats import format_of_directory, open_checkpoint
-from ckpttool.plan import make_plan
+from ckpttool.planning.plan import make_plan
 from ckpttool.selection.discovery import discover, from_paths
 
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import ckpttool as ct
+from ckpttool.ema.running_means import find_running_mean
 from ckpttool.errors import MismatchError, UsageError
 from ckpttool.formats import open_checkpoint
-from ckpttool.stored.running_means import find_running_mean
-from ckpttool.stored.window import find_window, make_window_plan
+from ckpttool.operations.running_mean_window import find_window, make_window_plan
 from ckpttool.training import MovingAverage
 from tests.conftest import Ran
 
@@ -674,7 +674,7 @@ def test_a_plan_reads_no_weight(trained: Trained, tmp_path: Path, monkeypatch: p
     def read(*args: object) -> object:
         raise AssertionError(args)
 
-    monkeypatch.setattr("ckpttool.stored.running_means.read_values", read)
+    monkeypatch.setattr("ckpttool.ema.running_means.read_values", read)
     found = ct.discover(trained.directory).last_with_start(3)
     plan, _ = make_window_plan(found, str(tmp_path / "out.pt"))
     assert len(plan.members) == 2

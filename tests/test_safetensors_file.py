@@ -13,9 +13,10 @@ from plans import build_plan
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, load_model, save_file, save_model
 
-from ckpttool.engine.run import execute, read_values
+from ckpttool.engine.run import execute
 from ckpttool.errors import UnreadableError, UnsupportedError
-from ckpttool.formats import safetensors_file
+from ckpttool.formats import safetensors as safetensors_file
+from ckpttool.reading.values import read_values
 from ckpttool.tensors import DTYPES, Artifact, OutputTensor
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

@@ -23,7 +23,7 @@ from ckpttool.errors import (
     UsageError,
 )
 from ckpttool.formats import format_of_directory, open_checkpoint
-from ckpttool.plan import make_plan
+from ckpttool.planning.plan import make_plan
 from ckpttool.selection.discovery import discover, from_paths
 
 NAMES = ["embed.weight", "layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias", "norm.weight"]

@@ -28,9 +28,9 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 import ckpttool as ct
-from ckpttool.engine.run import read_values
 from ckpttool.errors import CkpttoolError, MismatchError, UnreadableError, UnsupportedError
 from ckpttool.formats import format_of_directory, open_checkpoint
+from ckpttool.reading.values import read_values
 from ckpttool.selection.discovery import discover
 from ckpttool.tensors import Checkpoint
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from ckpttool.engine.run import execute, read_values
+from ckpttool.ema.files import find_stored_average, folder_average
+from ckpttool.ema.stored_average import StoredAverage
+from ckpttool.engine.run import execute
 from ckpttool.errors import MismatchError, NotFoundError, UnreadableError, UnsupportedError, UsageError
-from ckpttool.stored.average import StoredAverage
-from ckpttool.stored.files import find_stored_average, folder_average
-from ckpttool.stored.plan import make_stored_plan
+from ckpttool.operations.stored_ema import make_stored_plan
+from ckpttool.reading.values import read_values
 
 State = dict[str, torch.Tensor]
 

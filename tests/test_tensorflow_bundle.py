@@ -23,11 +23,13 @@ from ckpttool.checksums import crc32c
 from ckpttool.engine.run import execute
 from ckpttool.errors import NotFoundError, OutputExistsError, UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats import open_checkpoint
-from ckpttool.formats.tensorflow import bundle_entries, leveldb_table, protobuf_wire
-from ckpttool.formats.tensorflow import tensorflow_bundle as bundles
-from ckpttool.formats.tensorflow.bundle_entries import Entry
+from ckpttool.formats.tensorflow import bundle as bundles
+from ckpttool.formats.tensorflow import entries as bundle_entries
+from ckpttool.formats.tensorflow import leveldb as leveldb_table
+from ckpttool.formats.tensorflow import protobuf as protobuf_wire
+from ckpttool.formats.tensorflow.entries import Entry
 from ckpttool.formats.tensorflow.object_graph import OBJECT_GRAPH, prune_object_graph
-from ckpttool.plan import make_plan
+from ckpttool.planning.plan import make_plan
 from ckpttool.selection.discovery import discover, from_paths
 from ckpttool.tensors import DTYPES, Artifact, OutputTensor
 

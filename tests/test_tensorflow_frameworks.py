@@ -17,8 +17,8 @@ from filler import artifact_like, fill, loaded, mean
 
 from ckpttool.engine import execute
 from ckpttool.errors import UnreadableError
-from ckpttool.formats.tensorflow import tensorflow_bundle as bundles
-from ckpttool.plan import make_plan
+from ckpttool.formats.tensorflow import bundle as bundles
+from ckpttool.planning.plan import make_plan
 from ckpttool.selection.discovery import from_paths
 
 pytestmark = [

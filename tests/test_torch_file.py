@@ -34,8 +34,8 @@ from ckpttool.errors import (
     UsageError,
 )
 from ckpttool.formats import HEAD_BYTES
-from ckpttool.formats.archives import zip_archive
-from ckpttool.formats.pytorch import torch_file
+from ckpttool.formats.archives import zip_reader as zip_archive
+from ckpttool.formats.pytorch import file as torch_file
 from ckpttool.tensors import DTYPES, Artifact, Checkpoint, OutputFile, OutputTensor, TensorId, TensorSpec, c_strides
 
 LEGACY = {"_use_new_zipfile_serialization": False}

@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 from ckpttool.checksums import crc32c
 from ckpttool.checksums.by_kind import checksum
 from ckpttool.engine import execute, execute_together
-from ckpttool.engine.numerics import Scratch
-from ckpttool.engine.sources import Sources
-from ckpttool.engine.verification import Verification
 from ckpttool.errors import CkpttoolError, MismatchError, NonFiniteError, UnreadableError
 from ckpttool.formats import open_checkpoint
-from ckpttool.formats.tensorflow import bundle_entries
-from ckpttool.formats.tensorflow.bundle_entries import Entry
-from ckpttool.plan import Plan, make_plan
+from ckpttool.formats.tensorflow import entries as bundle_entries
+from ckpttool.formats.tensorflow.entries import Entry
+from ckpttool.planning.plan import Plan, make_plan
+from ckpttool.reading.scratch import Scratch
+from ckpttool.reading.sources import Sources
+from ckpttool.reading.verification import Verification
 from ckpttool.selection.discovery import from_paths
 from ckpttool.tensors import Checksum, Extent
 

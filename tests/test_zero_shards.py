@@ -18,9 +18,9 @@ from ckpttool.engine.run import execute, expected_memory
 from ckpttool.engine.work import CHUNK_ELEMENTS
 from ckpttool.errors import OutputExistsError, UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats import open_checkpoint
-from ckpttool.formats.folders.zero_partitions import read_partitions
-from ckpttool.matching import ties
-from ckpttool.plan import make_plan
+from ckpttool.formats.directories.zero_partitions import read_partitions
+from ckpttool.planning.matching import ties
+from ckpttool.planning.plan import make_plan
 from ckpttool.selection.discovery import discover, from_paths
 
 SHAPES = {"a.weight": (3, 5), "a.bias": (3,), "b.weight": (2, 3, 4), "scale": (), "empty": (0, 3), "c": (7, 1)}

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ckpttool import __version__
+from ckpttool._version import __version__
 from ckpttool.errors import CkpttoolError
 
 __all__ = ["COMMANDS", "group", "main"]

@@ -73,7 +73,7 @@ def apply_computed(
 ) -> None:
     """Average a run's checkpoints as a moving average would have, at one length or several in one pass."""
     from ckpttool.coefficients.lengths import compute
-    from ckpttool.plan import make_plan
+    from ckpttool.planning.plan import make_plan
 
     found = _by_step(select(checkpoints, selection, take_all=True))
     steps, notes = _steps(found)
@@ -124,7 +124,7 @@ def _without_their_own(found: Discovery) -> _Own:
 
     Loaders that prefer a stored average would then load that one.
     """
-    from ckpttool.stored.layouts import recognise
+    from ckpttool.ema.locating import recognise
 
     def unread(_spec: object) -> object:
         raise MismatchError("values are not read for a plan")

@@ -18,8 +18,8 @@ import click
 from ckpttool.cli._output import Output
 
 if TYPE_CHECKING:
-    from ckpttool.matching import KeyPolicy
-    from ckpttool.plan import IntegerPolicy, OutputDType
+    from ckpttool.planning.matching import KeyPolicy
+    from ckpttool.planning.plan import IntegerPolicy, OutputDType
 
 __all__ = [
     "PolicyOptions",

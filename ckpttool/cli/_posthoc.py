@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ckpttool.coefficients.lengths import Wanted
     from ckpttool.coefficients.posthoc import Stored
     from ckpttool.coefficients.snapshots import StoredProfile
-    from ckpttool.stored.trees import KeyPath
+    from ckpttool.ema.trees import KeyPath
     from ckpttool.tensors import Checkpoint
 
 __all__ = ["apply_posthoc", "is_posthoc"]
@@ -65,7 +65,7 @@ def apply_posthoc(
 ) -> None:
     """Synthesise averages of the wanted lengths from snapshots, or cut a segment of training out of two of them."""
     from ckpttool.coefficients.snapshots import profiles_of
-    from ckpttool.plan import make_plan
+    from ckpttool.planning.plan import make_plan
 
     paths, steps = _snapshots(checkpoints, selection)
     stored = profiles_of(paths, steps, profiles, update_every)
@@ -227,7 +227,7 @@ def _snapshots(checkpoints: Sequence[Path], selection: SelectionOptions) -> tupl
 
 def _open(path: Path, step: int, section: str | None) -> _Snapshot:
     """A snapshot's average: the one inside the file where it holds both, else its weights, which are the average."""
-    from ckpttool.stored.files import find_stored_average
+    from ckpttool.ema.files import find_stored_average
 
     try:
         found = find_stored_average(path, section=section)

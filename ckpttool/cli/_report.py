@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ckpttool import __version__
+from ckpttool._version import __version__
 from ckpttool.cli._output import Output, format_bytes, format_count
 from ckpttool.cli._show import shown_columns
-from ckpttool.matching import first_names, spoken
-from ckpttool.plan import Plan
+from ckpttool.planning.plan import Plan
 from ckpttool.tensors import Skipped
+from ckpttool.text import first_names, tensor_label
 
 if TYPE_CHECKING:
     from ckpttool.engine.run import Result
@@ -93,8 +93,8 @@ def document(
             "seconds": round(result.seconds, 3),
             "bytes_read": result.bytes_read,
             "bytes_written": result.bytes_written,
-            "differing": [spoken(name) for name in result.differing],
-            "infinite": [spoken(name) for name in result.infinite],
+            "differing": [tensor_label(name) for name in result.differing],
+            "infinite": [tensor_label(name) for name in result.infinite],
         },
         "shown": {name: shown_columns(name, plan) for name in show},
     }
@@ -157,10 +157,10 @@ def print_notes(notes: Sequence[str], warnings: Sequence[str], out: Output) -> N
 def print_result(result: Result, out: Output) -> None:
     """The output's path on stdout, what became of it on stderr."""
     if result.differing:
-        names = first_names(map(spoken, result.differing))
+        names = first_names(map(tensor_label, result.differing))
         out.say(f"Note: integer or bool tensors that differ between members are the newest's: {names}.")
     if result.infinite:
-        names = first_names(map(spoken, result.infinite))
+        names = first_names(map(tensor_label, result.infinite))
         out.say(f"Note: infinities that are the same in every checkpoint stay: {names}.")
     rate = result.bytes_read / max(result.seconds, 1e-9)
     out.say(

@@ -14,9 +14,9 @@ from ckpttool.cli._steps import default_output, plan_keywords, run_plans, select
 from ckpttool.errors import UsageError
 
 if TYPE_CHECKING:
-    from ckpttool.plan import Plan
+    from ckpttool.operations.running_mean_window import Window
+    from ckpttool.planning.plan import Plan
     from ckpttool.selection.choice import Entry
-    from ckpttool.stored.window import Window
 
 __all__ = ["average_window"]
 
@@ -32,7 +32,7 @@ def average_window(
     out: Output,
 ) -> None:
     """Average all training of the selected checkpoints' intervals, from the two running means at their ends."""
-    from ckpttool.stored.window import make_window_plan
+    from ckpttool.operations.running_mean_window import make_window_plan
 
     for option, value in (("--best", selection.best), ("--metric", selection.metric), ("--mode", selection.mode)):
         if value is not None:

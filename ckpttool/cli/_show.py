@@ -11,7 +11,7 @@ from ckpttool.errors import UsageError
 from ckpttool.tensors import TensorSpec
 
 if TYPE_CHECKING:
-    from ckpttool.plan import Plan
+    from ckpttool.planning.plan import Plan
 
 __all__ = ["MAX_ELEMENTS", "check_shown", "print_shown", "shown_columns"]
 
@@ -63,7 +63,7 @@ def print_shown(names: Sequence[str], plan: Plan, out: Output) -> None:
 def _values(spec: TensorSpec) -> dict[str, str]:
     import numpy as np
 
-    from ckpttool.engine.run import read_values
+    from ckpttool.reading.values import read_values
 
     values: Any = read_values(spec)
     return {"[" + ", ".join(map(str, index)) + "]": _spelled(values[index]) for index in np.ndindex(values.shape)}

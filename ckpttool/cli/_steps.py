@@ -13,7 +13,7 @@ from ckpttool.cli._show import print_shown
 from ckpttool.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from ckpttool.plan import Plan
+    from ckpttool.planning.plan import Plan
     from ckpttool.selection.choice import Discovery
 
 __all__ = ["default_output", "plan_keywords", "run_plans", "select"]

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpttool import __version__
+from ckpttool._version import __version__
 from ckpttool.cli._options import PolicyOptions, RunOptions
 from ckpttool.cli._output import Output, format_bytes, format_count
 from ckpttool.cli._report import SCHEMA_VERSION, Details
 from ckpttool.cli._steps import run_plans
 from ckpttool.errors import UsageError
-from ckpttool.matching import first_names
+from ckpttool.text import first_names
 
 if TYPE_CHECKING:
-    from ckpttool.stored.average import StoredAverage
-    from ckpttool.stored.verdicts import Judged
+    from ckpttool.ema.diagnosis import Judged
+    from ckpttool.ema.stored_average import StoredAverage
 
 __all__ = ["apply_stored", "list_stored"]
 
@@ -33,8 +33,8 @@ def apply_stored(
     out: Output,
 ) -> None:
     """Put the average that a checkpoint holds in the weights' place, in a new file."""
-    from ckpttool.stored.files import find_stored_average
-    from ckpttool.stored.plan import make_stored_plan
+    from ckpttool.ema.files import find_stored_average
+    from ckpttool.operations.stored_ema import make_stored_plan
 
     found = find_stored_average(path, section=section, slot=slot, names_from=names_from)
     if output is None:
@@ -70,8 +70,8 @@ def list_stored(
     out: Output,
 ) -> None:
     """Say what averages checkpoints hold, and what their numbers say; of two of one run, whether the average moves."""
-    from ckpttool.stored.files import find_stored_average
-    from ckpttool.stored.verdicts import judge
+    from ckpttool.ema.diagnosis import judge
+    from ckpttool.ema.files import find_stored_average
 
     documents = []
     earlier: StoredAverage | None = None

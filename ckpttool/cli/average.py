@@ -87,7 +87,7 @@ def average(
     from ckpttool.cli._show import check_shown
     from ckpttool.cli._steps import default_output, plan_keywords, run_plans, select
     from ckpttool.coefficients.weights import explicit
-    from ckpttool.plan import make_plan
+    from ckpttool.planning.plan import make_plan
 
     if anneal is not None and weights is not None:
         raise UsageError("--anneal and --weights both say what the coefficients are", hint="Leave out one of the two.")

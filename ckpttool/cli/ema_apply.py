@@ -163,8 +163,8 @@ def ema_apply(
 
 def _is_one(path: Path) -> bool:
     """Whether a path is one checkpoint: a file, a folder with weights in it, or two folders: weights and average."""
+    from ckpttool.ema.files import folder_average
     from ckpttool.selection.choice import weights_file
-    from ckpttool.stored.files import folder_average
 
     if not path.is_dir():
         return path.exists()

@@ -14,7 +14,6 @@ from ckpttool.engine.run import (
     execute,
     execute_together,
     expected_memory,
-    read_values,
 )
 
 __all__ = [
@@ -22,5 +21,4 @@ __all__ = [
     "execute",
     "execute_together",
     "expected_memory",
-    "read_values",
 ]

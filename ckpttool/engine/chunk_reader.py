@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckpttool.checksums.by_kind import checksum
-from ckpttool.engine import numerics
-from ckpttool.engine.piece_io import PiecedView
-from ckpttool.engine.sources import Source
 from ckpttool.engine.tasks import Chunk
-from ckpttool.engine.verification import Verification
+from ckpttool.reading import dtypes
+from ckpttool.reading.scratch import Scratch
+from ckpttool.reading.sources import Source
+from ckpttool.reading.tiled import PiecedView
+from ckpttool.reading.verification import Verification
 
 __all__ = ["ChunkReader"]
 
@@ -22,7 +23,7 @@ Bytes: TypeAlias = NDArray[np.uint8]
 class ChunkReader:
     """Reads a chunk's terms; each once where several plans want them."""
 
-    def __init__(self, chunk: Chunk, scratch: numerics.Scratch, *, keep: bool) -> None:
+    def __init__(self, chunk: Chunk, scratch: Scratch, *, keep: bool) -> None:
         self._chunk = chunk
         self._scratch = scratch
         self._keep = keep
@@ -69,7 +70,7 @@ class ChunkReader:
                 part = buffer[begin:end]
                 verification.note(at, part.nbytes, checksum(verification.stated.kind, part.data))
         if recipe.swaps[index]:
-            numerics.swap_bytes(buffer, recipe.components[index])
+            dtypes.swap_bytes(buffer, recipe.components[index])
         if self._keep:
             self._known[index] = buffer
         return buffer

@@ -19,21 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckpttool.engine.half_sums import BLOCK, HALVES, pack_float16, quick_mean
-from ckpttool.tensors import DType
+from ckpttool.reading.dtypes import numpy_dtype
+from ckpttool.reading.scratch import Scratch
 
 __all__ = [
     "Operand",
-    "Scratch",
-    "component",
     "convert",
     "count_nonfinite",
     "has_nonfinite",
-    "lanes",
     "needs_all",
-    "numpy_dtype",
     "same_values",
     "settle_infinities",
-    "swap_bytes",
     "weighted_mean",
 ]
 
@@ -59,36 +55,6 @@ _DOWN = 2.0**-128
 _DENSE_TIES = 64
 """From one candidate for a tie in this many elements on, it pays to sift them before they are gathered."""
 
-_NARROW = frozenset({"float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"})
-_EXTENSIONS = frozenset({"bfloat16", "float8_e8m0fnu"}) | _NARROW
-_COMPONENTS = {"complex64": "float32", "complex128": "float64"}
-
-
-class Scratch:
-    """One thread's buffers, by purpose: made when first asked for, grown when too small, never given back.
-
-    Fresh arrays of megabytes would be mapped and cleared by the kernel again and again.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Bytes] = {}
-        self._inner: Scratch | None = None
-
-    @property
-    def inner(self) -> Scratch:
-        """Another set of buffers, for a computation inside one that uses these."""
-        if self._inner is None:
-            self._inner = Scratch()
-        return self._inner
-
-    def take(self, purpose: str, count: int, dtype: Any) -> Array:
-        """An array of `count` elements, uninitialised; it is valid until the same purpose is asked for again."""
-        nbytes = count * np.dtype(dtype).itemsize
-        buffer = self._buffers.get(purpose)
-        if buffer is None or buffer.nbytes < nbytes:
-            buffer = self._buffers[purpose] = np.empty(nbytes, np.uint8)
-        return buffer[:nbytes].view(dtype)
-
 
 @dataclass(frozen=True, slots=True)
 class Operand:
@@ -96,33 +62,6 @@ class Operand:
 
     dtype: str
     weight: float
-
-
-def component(dtype: DType) -> str:
-    """Name of the real dtype that an element is made of: itself, or half a complex one."""
-    return _COMPONENTS.get(dtype.name, dtype.name)
-
-
-def lanes(dtype: DType) -> int:
-    """How many real numbers an element is made of."""
-    return 2 if dtype.name in _COMPONENTS else 1
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The numpy dtype of a name of `ckpttool.tensors.DTYPES`, in native byte order."""
-    if name in _EXTENSIONS:
-        import ml_dtypes
-
-        name = getattr(ml_dtypes, name)
-    dtype: np.dtype[Any] = np.dtype(name)
-    return dtype
-
-
-def swap_bytes(raw: Bytes, dtype: str) -> None:
-    """Turn the bytes of numbers of a real dtype round, in place."""
-    itemsize = numpy_dtype(dtype).itemsize
-    if itemsize > 1:
-        raw.view(f"u{itemsize}").byteswap(inplace=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ckpttool.engine.piece_io import pieces_of
 from ckpttool.errors import CkpttoolError
 from ckpttool.formats import get_format
-from ckpttool.matching import spoken
-from ckpttool.plan import Plan
+from ckpttool.planning.plan import Plan
+from ckpttool.reading.tiled import pieces_of
 from ckpttool.tensors import TensorSpec
+from ckpttool.text import tensor_label
 
 __all__ = ["read_back"]
 
@@ -33,9 +33,9 @@ def read_back(plan: Plan) -> Callable[[Path], None]:
                     spec is None or (spec.dtype, spec.shape, spec.strides) != (output.dtype, shape, output.strides)
                 ):
                     raise CkpttoolError(
-                        f"{plan.output}: {spoken(slot.tensor)} does not read back as planned; nothing was kept",
+                        f"{plan.output}: {tensor_label(slot.tensor)} does not read back as planned; nothing was kept",
                         path=plan.output,
-                        tensor=spoken(slot.tensor),
+                        tensor=tensor_label(slot.tensor),
                         hint="This is a defect of ckpttool. Please report it with the plan (--dry-run --json).",
                     )
 

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckpttool.engine.output import StagedOutput, check_output, terminate_as_interrupt
-from ckpttool.engine.piece_io import pieces_of, read_values
 from ckpttool.engine.read_back import read_back
-from ckpttool.engine.sources import Sources
 from ckpttool.engine.tasks import Preparation
 from ckpttool.engine.work import CHUNK_ELEMENTS, Work, default_jobs
 from ckpttool.errors import UsageError
-from ckpttool.plan import Plan
+from ckpttool.planning.plan import Plan
+from ckpttool.reading.sources import Sources
+from ckpttool.reading.tiled import pieces_of
 from ckpttool.tensors import TensorId
 
-__all__ = ["Result", "execute", "execute_together", "expected_memory", "read_values"]
+__all__ = ["Result", "execute", "execute_together", "expected_memory"]
 
 _PROCESS_BYTES = 44_000_000
 """Measured: the interpreter with click, numpy and ml_dtypes imported."""

@@ -12,16 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from ckpttool.chunks import narrow
 from ckpttool.engine import numerics
-from ckpttool.engine.piece_io import PiecedView, open_view
-from ckpttool.engine.sources import Source, Sources
-from ckpttool.engine.storage_io import View
-from ckpttool.engine.verification import Verification
 from ckpttool.errors import CkpttoolError, MismatchError, UsageError
-from ckpttool.matching import spoken
-from ckpttool.plan import Action, Plan, PlannedTensor
+from ckpttool.planning.plan import Action, Plan, PlannedTensor
+from ckpttool.reading import dtypes
+from ckpttool.reading.sources import Source, Sources
+from ckpttool.reading.strided import View
+from ckpttool.reading.tiled import PiecedView, open_view
+from ckpttool.reading.verification import Verification
 from ckpttool.tensors import DTYPES, Checksum, Extent, Region, TensorId, TensorSpec
+from ckpttool.text import tensor_label
+from ckpttool.tiling import narrow
 
 __all__ = [
     "Chunk",
@@ -153,7 +154,7 @@ def _recipe(hows: Sequence[_How | None], views: Sequence[View | PiecedView], lan
             views=tuple([index for index, _ in how[4]]),
             newest=how[1],
             divisor=how[2] if how[0] == "average" else 1,
-            component=numerics.component(DTYPES[how[3]]),
+            component=dtypes.component(DTYPES[how[3]]),
             is_averaged=DTYPES[how[3]].is_averaged,
         )
         for how in hows
@@ -222,7 +223,9 @@ class Preparation:
         for index, plan in enumerate(self._plans):
             missing = next((key for key in places[index] if key not in by_id[index]), None)
             if missing is not None:
-                raise CkpttoolError(f"{plan.output}: nothing was planned for {spoken(missing)}", tensor=spoken(missing))
+                raise CkpttoolError(
+                    f"{plan.output}: nothing was planned for {tensor_label(missing)}", tensor=tensor_label(missing)
+                )
             if index and by_id[index].keys() != by_id[0].keys():
                 raise UsageError("the plans are not about the same tensors, and cannot be executed together")
         prepared = []
@@ -238,10 +241,10 @@ class Preparation:
     def _tensor(
         self, tensor_id: TensorId, region: Region | None, planned: list[PlannedTensor], where: list[_Place | None]
     ) -> tuple[TensorTask, Recipe]:
-        label = spoken(tensor_id)
+        label = tensor_label(tensor_id)
         output = planned[0].output
         numel = math.prod(output.shape if region is None else region.sizes)
-        lanes = numerics.lanes(output.dtype)
+        lanes = dtypes.lanes(output.dtype)
         together = len(planned) > 1
         views: list[View | PiecedView] = []
         known: dict[TensorSpec, int] = {}
@@ -258,7 +261,7 @@ class Preparation:
             terms = []
             for term in tensor.terms:
                 spec = term.tensor
-                if spec.shape != output.shape or numerics.lanes(spec.dtype) != lanes:
+                if spec.shape != output.shape or dtypes.lanes(spec.dtype) != lanes:
                     raise MismatchError(
                         f"{plan.members[term.member].checkpoint.path}: {label} is {spec.dtype} {list(spec.shape)},"
                         f" and the output {output.dtype} {list(output.shape)}",
@@ -319,7 +322,7 @@ class Preparation:
                     if (first, second) in done:
                         continue
                     done.add((first, second))
-                    path, label = first.storage.path, spoken(tensor.id)
+                    path, label = first.storage.path, tensor_label(tensor.id)
                     if first.shape != second.shape or first.dtype != second.dtype:
                         raise not_tied(path, label, other)
                     views = (self._open(first, None, label), self._open(second, None, other))

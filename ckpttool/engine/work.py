@@ -15,12 +15,14 @@ from ckpttool.checksums.by_kind import checksum, combined
 from ckpttool.engine import numerics
 from ckpttool.engine.chunk_reader import ChunkReader
 from ckpttool.engine.output import StagedOutput
-from ckpttool.engine.piece_io import PiecedView
-from ckpttool.engine.storage_io import View
 from ckpttool.engine.tasks import Chunk, Comparison, Copying, SumRecipe, Task, TensorTask, not_tied
-from ckpttool.engine.verification import Verification
 from ckpttool.errors import MismatchError, NonFiniteError
-from ckpttool.plan import Plan
+from ckpttool.planning.plan import Plan
+from ckpttool.reading import dtypes
+from ckpttool.reading.scratch import Scratch
+from ckpttool.reading.strided import View
+from ckpttool.reading.tiled import PiecedView
+from ckpttool.reading.verification import Verification
 from ckpttool.tensors import ChecksumKind, TensorId
 
 __all__ = ["CHUNK_ELEMENTS", "Work", "default_jobs"]
@@ -113,7 +115,7 @@ class Work:
         stop: threading.Event,
     ) -> None:
         """One thread: tasks until there are none, or until one has failed."""
-        scratch = numerics.Scratch()
+        scratch = Scratch()
         number = unreported = 0
         try:
             while not stop.is_set():
@@ -131,7 +133,7 @@ class Work:
         finally:
             results.put((-1, unreported))
 
-    def _do(self, task: Task, scratch: numerics.Scratch) -> int:
+    def _do(self, task: Task, scratch: Scratch) -> int:
         if isinstance(task, Chunk):
             return self._sum(task, scratch)
         if isinstance(task, Copying):
@@ -141,7 +143,7 @@ class Work:
             return 0  # these bytes were counted where they were read for their own sake
         return _compare(task, scratch)
 
-    def _copy(self, task: Copying, scratch: numerics.Scratch) -> int:
+    def _copy(self, task: Copying, scratch: Scratch) -> int:
         data = scratch.take("raw", task.nbytes, np.uint8)
         task.source.read_into(data.data, task.position, "its training state")
         self._stages[task.plan].write(task.file, task.slot + task.start, data.data)
@@ -186,7 +188,7 @@ class Work:
             for offset in offsets
         }
 
-    def _sum(self, chunk: Chunk, scratch: numerics.Scratch) -> int:
+    def _sum(self, chunk: Chunk, scratch: Scratch) -> int:
         """Read, add, round and write one chunk."""
         recipe = chunk.recipe
         reader = ChunkReader(chunk, scratch, keep=recipe.keeps)
@@ -213,12 +215,10 @@ class Work:
             self._write_chunk(index, chunk, result)
         return reader.bytes_read
 
-    def _newest(
-        self, index: int, how: SumRecipe, chunk: Chunk, reader: ChunkReader, scratch: numerics.Scratch
-    ) -> Bytes:
+    def _newest(self, index: int, how: SumRecipe, chunk: Chunk, reader: ChunkReader, scratch: Scratch) -> Bytes:
         """The newest member's values, after comparing every other's with them."""
         newest = how.operands[how.newest].dtype
-        base = scratch.take("base", chunk.size * chunk.recipe.lanes, numerics.numpy_dtype(newest)).view(np.uint8)
+        base = scratch.take("base", chunk.size * chunk.recipe.lanes, dtypes.numpy_dtype(newest)).view(np.uint8)
         base[:] = reader.fetch(how.views[how.newest])
         for term, operand in enumerate(how.operands):
             if term == how.newest:
@@ -237,9 +237,7 @@ class Work:
             return base
         return numerics.convert(base, newest, how.component, scratch)
 
-    def _note_difference(
-        self, index: int, how: SumRecipe, tensor: TensorTask, term: int, scratch: numerics.Scratch
-    ) -> None:
+    def _note_difference(self, index: int, how: SumRecipe, tensor: TensorTask, term: int, scratch: Scratch) -> None:
         planned = tensor.planned[index]
         assert planned is not None
         if how.action == "newest":
@@ -284,7 +282,7 @@ class Work:
         stage.write(run_file, run_offset, result[run_start:run_end].data)
 
     def _settle_infinities(
-        self, index: int, how: SumRecipe, chunk: Chunk, reader: ChunkReader, result: Bytes, scratch: numerics.Scratch
+        self, index: int, how: SumRecipe, chunk: Chunk, reader: ChunkReader, result: Bytes, scratch: Scratch
     ) -> None:
         """Let infinities that are the same in every member stay, as those of a mask are; refuse all else."""
         where = numerics.settle_infinities(
@@ -300,7 +298,7 @@ class Work:
                     self.infinite[index].add(planned.id)
 
     def _explain_nonfinite(
-        self, index: int, how: SumRecipe, chunk: Chunk, result: Bytes, scratch: numerics.Scratch
+        self, index: int, how: SumRecipe, chunk: Chunk, result: Bytes, scratch: Scratch
     ) -> NonFiniteError:
         """Find the tensor, and the member that is to blame."""
         lanes = chunk.recipe.lanes
@@ -325,7 +323,7 @@ class Work:
                 raw = scratch.take("explain", (stop - start) * view.itemsize, np.uint8)
                 view.read_into(raw, start, stop, tensor.label, scratch)
                 if view.swap:
-                    numerics.swap_bytes(raw, view.component)
+                    dtypes.swap_bytes(raw, view.component)
                 count += numerics.count_nonfinite(raw, view.component)
             if count:
                 path = members[planned.terms[term].member].checkpoint.path
@@ -345,17 +343,17 @@ class Work:
 
 def _part(raw: Bytes, dtype: str, start: int, stop: int) -> Bytes:
     """Numbers [start, stop) of a chunk's bytes."""
-    itemsize = numerics.numpy_dtype(dtype).itemsize
+    itemsize = dtypes.numpy_dtype(dtype).itemsize
     return raw[start * itemsize : stop * itemsize]
 
 
-def _verify(view: View | PiecedView, scratch: numerics.Scratch) -> None:
+def _verify(view: View | PiecedView, scratch: Scratch) -> None:
     """Make sure, before its values are blamed, that a tensor is what was written."""
     if isinstance(view, View) and view.verification is not None:
         view.verification.read(scratch)
 
 
-def _compare(task: Comparison, scratch: numerics.Scratch) -> int:
+def _compare(task: Comparison, scratch: Scratch) -> int:
     total = 0
     buffers = []
     for number, view in enumerate(task.views):
@@ -365,7 +363,7 @@ def _compare(task: Comparison, scratch: numerics.Scratch) -> int:
             value = checksum(view.verification.stated.kind, raw.data)
             view.verification.note(task.start * view.itemsize, raw.nbytes, value)
         if view.swap:
-            numerics.swap_bytes(raw, view.component)
+            dtypes.swap_bytes(raw, view.component)
         total += raw.nbytes
         buffers.append(raw)
     if not np.array_equal(buffers[0], buffers[1]):

@@ -70,15 +70,15 @@ class Format(Protocol):
 
 
 _MODULES = {
-    "distributed": "ckpttool.formats.dcp.distributed",
-    "parts": "ckpttool.formats.folders.parts",
-    "huggingface": "ckpttool.formats.folders.sharded",
-    "safetensors": "ckpttool.formats.safetensors_file",
-    "nemo": "ckpttool.formats.pytorch.nemo_archive",
-    "zero": "ckpttool.formats.folders.zero_shards",
-    "torch": "ckpttool.formats.pytorch.torch_file",
-    "tensorflow": "ckpttool.formats.tensorflow.tensorflow_bundle",
-    "npz": "ckpttool.formats.npz.npz_file",
+    "distributed": "ckpttool.formats.dcp.directory",
+    "parts": "ckpttool.formats.directories.parts",
+    "huggingface": "ckpttool.formats.directories.huggingface",
+    "safetensors": "ckpttool.formats.safetensors",
+    "nemo": "ckpttool.formats.pytorch.nemo",
+    "zero": "ckpttool.formats.directories.zero",
+    "torch": "ckpttool.formats.pytorch.file",
+    "tensorflow": "ckpttool.formats.tensorflow.bundle",
+    "npz": "ckpttool.formats.npz.archive",
 }
 """Name to module, in the order in which they are asked. Directories before the formats of the files in them;
 safetensors before torch: where its header has 640 bytes, the file begins with 80 02, as a pickle does, but no pickle

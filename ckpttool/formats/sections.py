@@ -27,8 +27,8 @@ from ckpttool.formats.section_names import (
     KeyPath,
     Replacement,
 )
-from ckpttool.matching import first_names
 from ckpttool.tensors import TensorSpec
+from ckpttool.text import first_names
 
 __all__ = ["KeyPath", "Located", "Replacement", "StatePart", "children", "dotted", "locate"]
 

@@ -20,9 +20,8 @@ from typing import Literal
 
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UsageError
 from ckpttool.formats import format_of_directory, open_checkpoint
-from ckpttool.layouts import WEIGHT_FILES, WEIGHT_SUFFIXES
-from ckpttool.matching import first_names
-from ckpttool.selection.kinds import question
+from ckpttool.run_layouts import WEIGHT_FILES, WEIGHT_SUFFIXES
+from ckpttool.selection.families import question
 from ckpttool.selection.metrics import (
     Mode,
     Tables,
@@ -34,6 +33,7 @@ from ckpttool.selection.metrics import (
     sidecars_of,
 )
 from ckpttool.tensors import Checkpoint, Skipped
+from ckpttool.text import first_names
 
 __all__ = ["DEFAULT_LAST", "Discovery", "Entry", "Unit", "stated_step", "weights_file"]
 
@@ -57,7 +57,7 @@ class Entry:
         section: Where the weights are inside, where the user said it.
         listed: Whether the user named it, instead of its directory.
         weights: For a directory: globs of the file that holds its weights, best first.
-        kind: What tells it from checkpoints of other kinds in its directory; see `ckpttool.selection.kinds`.
+        kind: What tells it from checkpoints of other kinds in its directory; see `ckpttool.selection.families`.
         alike: A glob of the names of its kind.
     """
 

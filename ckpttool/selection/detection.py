@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from ckpttool.errors import NotFoundError, UsageError
-from ckpttool.layouts import (
+from ckpttool.run_layouts import (
     COMMON_ALIASES,
     COMMON_LEAVINGS,
     EARLIER_AVERAGE,
@@ -25,7 +25,7 @@ from ckpttool.layouts import (
     Layout,
     Rule,
 )
-from ckpttool.matching import first_names
+from ckpttool.text import first_names
 
 __all__ = ["INCOMPLETE", "Classified", "Listing", "Named", "classify", "detect", "name_numbers"]
 

@@ -20,13 +20,13 @@ from typing import Literal
 
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UsageError
 from ckpttool.formats import format_of_directory
-from ckpttool.formats.folders.parts import rank_folders
-from ckpttool.layouts import MARKED_FOLDERS
-from ckpttool.matching import first_names
+from ckpttool.formats.directories.parts import rank_folders
+from ckpttool.run_layouts import MARKED_FOLDERS
 from ckpttool.selection.choice import Discovery, Entry, Unit, stated_step, weights_file
 from ckpttool.selection.detection import INCOMPLETE, Classified, Named, classify, detect, name_numbers
-from ckpttool.selection.kinds import parting, question, told
+from ckpttool.selection.families import parting, question, told
 from ckpttool.tensors import Checkpoint, Skipped
+from ckpttool.text import first_names
 
 __all__ = ["discover", "from_paths"]
 

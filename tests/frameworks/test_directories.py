@@ -12,7 +12,7 @@ from absent import stand_in
 
 from ckpttool.api import average
 from ckpttool.engine.run import execute
-from ckpttool.plan import make_plan
+from ckpttool.planning.plan import make_plan
 from ckpttool.selection.discovery import discover
 
 stand_in("torchaudio")

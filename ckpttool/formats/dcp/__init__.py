@@ -1,7 +1,7 @@
 """Directories of torch.distributed.checkpoint.
 
-distributed       reads and lays out a directory
-dcp_metadata      its .metadata, read inertly and written
-dcp_chunks        the files that hold the tensors' chunks
-dcp_tree          the nested state dict that it stands for
+directory         reads and lays out a directory
+metadata          its .metadata, read inertly and written
+chunks            the files that hold the tensors' chunks
+tree              the nested state dict that it stands for
 """

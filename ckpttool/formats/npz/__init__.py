@@ -1,6 +1,6 @@
 """NumPy's archives.
 
-npz_file      reads and lays out an .npz
-npz_layout    its records
+archive       reads and lays out an .npz
+writer        its records
 npy_header    the header of an array
 """

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 
-from ckpttool.formats.tensorflow import protobuf_wire as wire
+from ckpttool.formats.tensorflow import protobuf as wire
 
 __all__ = ["OBJECT_GRAPH", "prune_object_graph"]
 

@@ -1,0 +1,242 @@
+"""Moving averages in files and folders of their own, and opening what holds one.
+
+Some trainers write the average beside the weights: ``X-EMA.ckpt``, ``unet_ema/``, ``ema_0.9999_500000.pt``. Given the
+weights, the average is found beside them; given the average itself, there is nothing to apply.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from ckpttool.ema.alignment import Values
+from ckpttool.ema.locating import recognise
+from ckpttool.ema.name_maps import fit
+from ckpttool.ema.parameter_lists import LISTS
+from ckpttool.ema.stored_average import StoredAverage, applied, covering
+from ckpttool.ema.trees import module_tensors
+from ckpttool.errors import CkpttoolError, MismatchError, NotFoundError, UnsupportedError, UsageError
+from ckpttool.formats import open_checkpoint
+from ckpttool.selection.choice import weights_file
+from ckpttool.tensors import Checkpoint
+from ckpttool.text import first_names
+
+__all__ = ["averages_beside", "find_stored_average", "folder_average", "trained_beside"]
+
+_AVERAGE_FILES = (
+    (r"(?P<stem>.+)-EMA(?P<suffix>\.ckpt)", "{stem}{suffix}", "NeMo"),
+    (r"ema_\d*\.\d+_(?P<stem>\d+)(?P<suffix>\.pt)", "model{stem}{suffix}", "guided-diffusion, improved-diffusion"),
+    (r"(?P<stem>.+)[-_.]ema(?P<suffix>\.[A-Za-z]+)", "{stem}{suffix}", "a file of its own"),
+    (r"ema[-_](?P<stem>.+)(?P<suffix>\.[A-Za-z]+)", "{stem}{suffix}", "a file of its own"),
+    (r"(?P<stem>.+)[-_]ema", "{stem}", "a folder of its own (diffusers, SwissArmyTransformer, Open-Sora)"),
+)
+"""(pattern of the average's name, name of the weights it belongs to, who does it)."""
+
+
+def trained_beside(path: Path) -> tuple[Path, str] | None:
+    """Whether a name says that this is an average: the path of its weights, there or not, and whose pattern it is."""
+    for pattern, weights, framework in _AVERAGE_FILES:
+        match = re.fullmatch(pattern, path.name)
+        if match:
+            return path.with_name(weights.format(**match.groupdict())), framework
+    return None
+
+
+def averages_beside(path: Path) -> list[tuple[Path, str]]:
+    """The averages of these weights that stand beside them, by name."""
+    found = []
+    directory = path.resolve().parent if path.name in {"", ".", ".."} else path.parent
+    for other in sorted(directory.iterdir()):
+        if other == path or other.is_dir() != path.is_dir():
+            continue
+        belongs = trained_beside(other)
+        if belongs is not None and belongs[0].name == path.name:
+            found.append((other, belongs[1]))
+    return found
+
+
+def folder_average(directory: Path) -> tuple[Path, Path] | None:
+    """The weights and their average where a directory holds both: ``unet/`` and ``unet_ema/``.
+
+    Raises:
+        UsageError: It holds several such pairs.
+    """
+    pairs: list[tuple[Path, Path]] = []
+    for inner in sorted(directory.iterdir()):
+        belongs = trained_beside(inner) if inner.is_dir() else None
+        if belongs is not None and _has_weights(inner) and _has_weights(belongs[0]):
+            pairs.append((belongs[0], inner))
+    if len(pairs) > 1:
+        raise UsageError(
+            f"{directory}: there are averages of {' and of '.join(pair[0].name for pair in pairs)}",
+            path=directory,
+            hint=f"Name one: {pairs[0][0]}.",
+        )
+    return pairs[0] if pairs else None
+
+
+def _has_weights(directory: Path) -> bool:
+    """Whether a folder holds files of weights itself (a model's folder, and not a run's)."""
+    return directory.is_dir() and any(
+        item.is_file() and item.name.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
+        for item in directory.iterdir()
+    )
+
+
+def find_stored_average(
+    path: str | Path,
+    *,
+    section: str | None = None,
+    slot: str | None = None,
+    names_from: str | Path | None = None,
+    values: Values | None = None,
+) -> StoredAverage:
+    """Find the moving average that a checkpoint holds, or that stands beside it. No weight is read where names decide.
+
+    Args:
+        path: A checkpoint file or folder: the weights, or the average itself.
+        section: Dotted key path of the trained weights, where they are not found by themselves.
+        slot: Which average, where there are several: a dotted key path, or the name of a file beside.
+        names_from: A checkpoint of the same model, for averages without names.
+        values: How tensors are read, for lists that only their values align; None: by the engine.
+
+    Raises:
+        NotFoundError: There is none.
+        UsageError: There are several, and `slot` does not say which.
+        MismatchError: It does not answer to the weights.
+        UnreadableError: A file cannot be read.
+    """
+    path = Path(path)
+    names = None if names_from is None else open_checkpoint(weights_file(Path(names_from)))
+    pair = folder_average(path) if path.is_dir() else None
+    if pair is not None:
+        return _from_files(pair[0], pair[1], "folders of their own (diffusers)", section, values)
+    try:
+        checkpoint = _open(weights_file(path), section)
+    except UnsupportedError:
+        pickled = _pickled(weights_file(path)) if section is None else None
+        if pickled is None:
+            raise
+        return pickled
+    beside = averages_beside(path)
+    chosen = [item for item in beside if slot == item[0].name]
+    if not chosen:
+        found = recognise(checkpoint, slot=slot, names_from=names, values=values)
+        if found is not None:
+            return found
+        belongs = trained_beside(path)
+        if belongs is not None:
+            return _itself(checkpoint, path, *belongs)
+    if len(chosen or beside) > 1:
+        raise UsageError(
+            f"{path}: there are several averages of it: {', '.join(item[0].name for item in beside)}",
+            path=path,
+            hint=f"Name the one you want itself, or say --slot {beside[0][0].name}.",
+        )
+    for other, framework in chosen or beside:
+        return _from_files(path, other, framework, section, values)
+    raise NotFoundError(
+        f"{path}: no moving average in it or beside it{_holds(checkpoint)}",
+        path=path,
+        hint="Was the run's configuration one that keeps an average? From the checkpoints of a whole run, one can be "
+        "computed: ckpttool ema-apply MODEL_DIR --decay 0.9999",
+    )
+
+
+def _holds(checkpoint: Checkpoint) -> str:
+    place = f"at {checkpoint.section}" if checkpoint.section else "at the top level"
+    return f" (it holds {len(checkpoint.weights):,} tensors {place}: {first_names(checkpoint.weights)})"
+
+
+def _open(path: Path, section: str | None) -> Checkpoint:
+    """Open a checkpoint, also one that holds nothing but a list without names or a pickled module."""
+    try:
+        return open_checkpoint(path, section=section)
+    except (UnsupportedError, UsageError):
+        if section is not None:
+            raise
+        for attempt in _attempts(path):
+            return attempt
+        raise
+
+
+def _attempts(path: Path) -> Iterator[Checkpoint]:
+    for key in [key for name, _ in LISTS for key in (name, f"ema.{name}")]:
+        with suppress(CkpttoolError):
+            yield open_checkpoint(path, section=key)
+
+
+def _pickled(path: Path) -> StoredAverage | None:
+    """Modules that were pickled whole, as YOLOv5 and Ultralytics do: their tensors need none of their code."""
+    from ckpttool.formats.pytorch.file import read_graph
+    from ckpttool.formats.pytorch.tensors import TensorReader
+
+    with read_graph(path) as (graph, storages, provenance):
+        if not isinstance(graph, Mapping):
+            return None
+        reader = TensorReader(storages)
+        average = module_tensors(graph.get("ema"), reader.read, str(path))
+        model = module_tensors(graph.get("model"), reader.read, str(path))
+    if average:
+        where, why = "ema", "ema is a pickled module, read without its code"
+        trained = model if set(model) == set(average) else {}
+    elif model and "ema" in graph:
+        where, trained = "model", {}
+        why = "ema is None and model a pickled module: strip_optimizer has put the average there"
+    else:
+        return None
+    tensors = average or model
+    checkpoint = Checkpoint(path, "torch", tensors, section=where, provenance=provenance, files=(path,))
+    notes = ("only the tensors can be written, under the names of its state_dict: the module's code is not here",)
+    return applied(
+        checkpoint,
+        tensors,
+        framework="YOLOv5, Ultralytics",
+        where=where,
+        why=why,
+        trained=trained,
+        renamed=True,
+        notes=notes,
+    )
+
+
+def _itself(checkpoint: Checkpoint, path: Path, trained: Path, framework: str) -> StoredAverage:
+    said = f", the average of {trained.name}" + ("" if trained.exists() else ", which is not there")
+    return applied(
+        checkpoint,
+        checkpoint.weights,
+        framework=framework,
+        where=path.name,
+        why=f"its name says that it is the average itself{said}",
+    )
+
+
+def _from_files(path: Path, other: Path, framework: str, section: str | None, values: Values | None) -> StoredAverage:
+    """An average in a file or folder of its own."""
+    weights = open_checkpoint(weights_file(path), section=section)
+    average = _open(weights_file(other), section)
+    stored = recognise(average, names_from=weights, values=values)
+    if stored is not None and stored.source is average and stored.checkpoint is weights:
+        return stored  # a list without names, or names without their dots
+    if stored is not None and stored.renamed:
+        average = replace(average, weights=stored.weights())
+    names = fit(average.weights, weights.weights)
+    if names is None:
+        raise MismatchError(
+            f"{other}: its tensors do not answer to those of {path.name} by name and shape",
+            path=other,
+            hint="Are both of one model? Name the file that you want itself.",
+        )
+    return covering(
+        weights,
+        weights.weights,
+        average.weights,
+        names,
+        framework=framework,
+        where=other.name,
+        why=f"{other.name} stands beside {path.name}, and its tensors have the same names and shapes",
+        source=average,
+    )

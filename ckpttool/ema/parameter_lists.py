@@ -1,0 +1,62 @@
+"""Averages that are lists without names, as such or flattened into numbered names."""
+
+from __future__ import annotations
+
+from ckpttool.ema.alignment import numbered
+from ckpttool.ema.candidates import Seen, aligned
+from ckpttool.ema.name_maps import BOOKKEEPING, strip_wrappers
+from ckpttool.ema.stored_average import StoredAverage
+from ckpttool.ema.trees import walk
+from ckpttool.formats.sections import dotted
+from ckpttool.tensors import TensorSpec
+
+__all__ = ["LISTS", "flattened_list", "plain_list"]
+
+LISTS: tuple[tuple[str, str], ...] = (
+    ("shadow_params", "torch_ema, score_sde, diffusers"),
+    ("ema_parameters", "OneTrainer"),
+)
+"""Keys of lists without names, in the model's order."""
+
+
+def flattened_list(seen: Seen) -> StoredAverage | None:
+    """Lists that were flattened into names: ``shadow_params.0``, ``ema_weight_0``."""
+    for stem in ("shadow_params.", "ema.shadow_params.", "ema.ema_weight_", "ema.ema_weights.", "ema_parameters."):
+        listed = numbered(tuple(seen.weights), stem)
+        if not listed:
+            continue
+        head = stem.split(".")[0] + "."
+        rest = {
+            name: s
+            for name, s in seen.weights.items()
+            if name not in listed and not (stem.startswith("ema.") and name.startswith(head))
+        }
+        rest = {name: spec for name, spec in rest.items() if strip_wrappers(name) not in BOOKKEEPING and spec.shape}
+        average = [seen.weights[name] for name in listed]
+        return aligned(
+            seen, average, rest, "SimpleTuner and others", f"{stem}*", f"names {stem}0 to {stem}{len(listed) - 1}"
+        )
+    return None
+
+
+def plain_list(seen: Seen) -> StoredAverage | None:
+    """Lists of tensors under a key that says average, and NeMo's in its optimizers' states."""
+    for path, node in walk(seen.tree):
+        if not isinstance(node, list) or not node or not all(isinstance(value, TensorSpec) for value in node):
+            continue
+        named = next((row for row in LISTS if path[-1] == row[0]), None)
+        if named is not None:
+            drop = (path[:-1],) if len(path) > 1 else (path,)
+            return aligned(
+                seen,
+                node,
+                seen.weights,
+                named[1],
+                dotted(path),
+                f"{dotted(path)} is a list of {len(node)} tensors",
+                drop=drop,
+            )
+        if path[-1] == "ema" and len(path) > 1 and path[0] == "optimizer_states":
+            why = f"{dotted(path)} is a list of {len(node)} tensors, in the order of the optimizer's parameter groups"
+            return aligned(seen, node, seen.weights, "NeMo", dotted(path), why, ordered=False, drop=(path,))
+    return None

@@ -1,0 +1,241 @@
+"""Moving averages that a checkpoint holds: which tensors they are, and which weights they stand for.
+
+Frameworks keep them in many places (`ckpttool.ema.locating` is the table), and some have put them where the weights
+are expected already. What comes out is always the same: for each weight, the tensor that the average has for it; what
+it does not cover; and what goes when the average takes the weights' place. No weight is read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ckpttool.ema.name_maps import NameMap, describe_unplaced
+from ckpttool.ema.trees import KeyPath
+from ckpttool.errors import MismatchError
+from ckpttool.planning.matching import ties
+from ckpttool.tensors import Checkpoint, TensorSpec
+from ckpttool.text import first_names
+
+__all__ = ["StoredAverage", "applied", "covering"]
+
+_STATISTICS = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class StoredAverage:
+    """A moving average that was found, put beside the weights.
+
+    Attributes:
+        framework: Whose layout it is: "timm, open_clip".
+        where: The place in the file (a dotted key path, or a pattern of names), or the file's name.
+        why: One sentence: what it was recognised by.
+        averaged: Weight name to the average's tensor, in the order of the weights.
+        kept: Weights that the average does not cover, integers among them: name to the trained tensor.
+        trained: The trained weights under the same names; empty where the file does not have them any more.
+        order: Every name of the output, in output order.
+        checkpoint: The checkpoint whose container is kept.
+        source: The checkpoint that the average is in; the same one, but for averages in files of their own.
+        drop: Key paths of the container that go when the average takes the weights' place.
+        in_place: The average already is where the weights are loaded from, so that nothing has to be applied.
+        renamed: The output's names are not those of the container, so that only a plain file can hold them.
+        kind: What it is: a moving average, a running mean, a teacher.
+        notes: Sentences that a user should read.
+        warnings: Sentences that a user must read.
+    """
+
+    framework: str
+    where: str
+    why: str
+    averaged: Mapping[str, TensorSpec]
+    kept: Mapping[str, TensorSpec]
+    trained: Mapping[str, TensorSpec]
+    order: tuple[str, ...]
+    checkpoint: Checkpoint
+    source: Checkpoint
+    drop: tuple[KeyPath, ...] = ()
+    in_place: bool = False
+    renamed: bool = False
+    kind: str = "moving average"
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def uncovered(self) -> tuple[str, ...]:
+        """Weights of real numbers that keep their trained value."""
+        return tuple(name for name, spec in self.kept.items() if spec.dtype.is_averaged)
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Batch-norm statistics of the trained weights, beside averaged parameters."""
+        return tuple(name for name in self.uncovered if name.endswith(_STATISTICS))
+
+    def weights(self) -> dict[str, TensorSpec]:
+        """Every tensor of the output, in order: the average where it covers a weight, else the trained weight."""
+        return {name: self.averaged.get(name) or self.kept[name] for name in self.order}
+
+
+def covering(
+    checkpoint: Checkpoint,
+    weights: Mapping[str, TensorSpec],
+    average: Mapping[str, TensorSpec],
+    names: NameMap,
+    *,
+    framework: str,
+    where: str,
+    why: str,
+    source: Checkpoint | None = None,
+    drop: Sequence[KeyPath] = (),
+    kind: str = "moving average",
+    renamed: bool = False,
+    notes: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+) -> StoredAverage:
+    """Put an average in the place of trained weights.
+
+    Integer and bool tensors stay the trained ones, and so does what the average does not have. A weight that is tied
+    to another (embeddings, mostly) is covered with it: keepers of averages store tied tensors once.
+
+    Args:
+        checkpoint: The checkpoint whose container is kept.
+        weights: The trained weights, by the names of the output.
+        average: The average's tensors, by its own names.
+        names: Which is which.
+        framework: See `StoredAverage`, like all that follow.
+        where: See there.
+        why: See there.
+        source: See there; None: `checkpoint`.
+        drop: See there.
+        kind: See there.
+        renamed: See there.
+        notes: More notes.
+        warnings: More warnings.
+
+    Raises:
+        MismatchError: A weight and its average have other shapes, or other kinds of numbers.
+    """
+    place = str(checkpoint.path if source is None else source.path)
+    for name, own in names.misshapen:
+        raise MismatchError(
+            f"{place}: {name} has shape {list(weights[name].shape)}, "
+            f"and its average ({own}) {list(average[own].shape)}",
+            path=place,
+            tensor=name,
+            hint="The average belongs to another model, or to an earlier shape of this one.",
+        )
+    found = {name: average[own] for name, own in names.pairs.items()}
+    groups: dict[str, str] = {}
+    for (_, alias), (_, original) in ties({("", name): spec for name, spec in weights.items()}).items():
+        groups[alias] = original
+    for alias, original in groups.items():
+        if alias not in found and original in found:
+            found[alias] = found[original]
+        elif original not in found and alias in found:
+            found[original] = found[alias]
+    for alias, original in groups.items():
+        if alias not in found and original in found:
+            found[alias] = found[original]
+    for name, spec in found.items():
+        if spec.dtype.kind != weights[name].dtype.kind and weights[name].dtype.is_averaged:
+            raise MismatchError(
+                f"{place}: {name} is {weights[name].dtype}, and its average {spec.dtype}", path=place, tensor=name
+            )
+    averaged = {name: found[name] for name, spec in weights.items() if name in found and spec.dtype.is_averaged}
+    kept = {name: spec for name, spec in weights.items() if name not in averaged}
+    told = list(notes)
+    if names.changed:
+        told.append(f"names of the average were matched with {names.changed}")
+    warned = list(warnings)
+    if names.unplaced:
+        warned.append(describe_unplaced(names.unplaced))
+    return _told(
+        StoredAverage(
+            framework=framework,
+            where=where,
+            why=why,
+            averaged=averaged,
+            kept=kept,
+            trained=weights,
+            order=tuple(weights),
+            checkpoint=checkpoint,
+            source=source or checkpoint,
+            drop=tuple(drop),
+            kind=kind,
+            renamed=renamed,
+            notes=tuple(told),
+            warnings=tuple(warned),
+        )
+    )
+
+
+def _told(found: StoredAverage) -> StoredAverage:
+    """With the notes that follow from what is covered."""
+    notes = list(found.notes)
+    others = [name for name in found.uncovered if name not in found.statistics]
+    if others:
+        keeps = "which keeps its trained value" if len(others) == 1 else "which keep their trained values"
+        notes.append(f"the average does not cover {_count(others)}, {keeps}: {first_names(others)}")
+    integers = [name for name in found.kept if name not in found.uncovered]
+    if integers:
+        noun = "integer or bool tensor keeps its" if len(integers) == 1 else "integer or bool tensors keep their"
+        notes.append(f"{len(integers):,} {noun} trained values: {first_names(integers)}")
+    if found.statistics:
+        notes.append(
+            f"batch-norm statistics of the trained weights stand beside averaged parameters "
+            f"({first_names(found.statistics)}); re-estimate them on data if accuracy depends on it"
+        )
+    return replace(found, notes=tuple(notes))
+
+
+def applied(
+    checkpoint: Checkpoint,
+    average: Mapping[str, TensorSpec],
+    *,
+    framework: str,
+    where: str,
+    why: str,
+    trained: Mapping[str, TensorSpec] | None = None,
+    drop: Sequence[KeyPath] = (),
+    kind: str = "moving average",
+    renamed: bool = False,
+    source: Checkpoint | None = None,
+    notes: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+) -> StoredAverage:
+    """An average that already is in the weights' place.
+
+    Args:
+        checkpoint: The checkpoint.
+        average: What is loaded as the weights: the average.
+        framework: See `StoredAverage`, like all that follow.
+        where: See there.
+        why: See there.
+        trained: The trained weights under the same names, where the file has them.
+        drop: See there.
+        kind: See there.
+        renamed: See there.
+        source: See there.
+        notes: More notes.
+        warnings: More warnings.
+    """
+    return StoredAverage(
+        framework=framework,
+        where=where,
+        why=why,
+        averaged={name: spec for name, spec in average.items() if spec.dtype.is_averaged},
+        kept={name: spec for name, spec in average.items() if not spec.dtype.is_averaged},
+        trained=trained or {},
+        order=tuple(average),
+        checkpoint=checkpoint,
+        source=source or checkpoint,
+        drop=tuple(drop),
+        in_place=True,
+        kind=kind,
+        renamed=renamed,
+        notes=tuple(notes),
+        warnings=tuple(warnings),
+    )
+
+
+def _count(names: Sequence[str]) -> str:
+    return f"{len(names):,} tensor" + ("" if len(names) == 1 else "s")

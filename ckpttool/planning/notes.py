@@ -1,0 +1,95 @@
+"""What a user should know of a plan before its output is used: notes and warnings, as sentences without a full stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ckpttool.planning.matching import Matched
+from ckpttool.tensors import Artifact, Checkpoint
+from ckpttool.text import first_names, tensor_label
+
+__all__ = ["notes_of", "warnings_of"]
+
+
+def notes_of(
+    checkpoints: Sequence[Checkpoint], matched: Matched, artifact: Artifact, dtype: str, *, holds_copies: bool
+) -> tuple[str, ...]:
+    """What is kept, left out, mixed or converted.
+
+    Args:
+        checkpoints: The members; the last is the newest.
+        matched: Their tensors, name by name.
+        artifact: What is written.
+        dtype: The output's element type as it was asked for; ``same`` for each tensor's own.
+        holds_copies: Whether stored copies of the weights are averaged along with them.
+    """
+    newest = checkpoints[-1]
+    said = [note for c in checkpoints for note in c.notes]
+    shared = {note for note in said if all(note in c.notes for c in checkpoints)}
+    notes = list(dict.fromkeys(note for note in said if note in shared))
+    notes += [f"{c.path.name}: {note}" for c in checkpoints for note in c.notes if note not in shared]
+    by_dtype = {
+        tuple(str(found[name].dtype) for found in matched.found if name in found): name for name in matched.names
+    }
+    mixed = [(dtypes, name) for dtypes, name in by_dtype.items() if len(set(dtypes)) > 1]
+    for dtypes, name in mixed:
+        kept = artifact.tensors[name].dtype
+        notes.append(
+            f"dtypes differ between members ({', '.join(dict.fromkeys(dtypes))}), as in {tensor_label(name)}; "
+            f"the output is {kept}"
+        )
+    if dtype != "same":
+        notes.append(f"the averaged tensors are written as {dtype}")
+        stated = newest.values.get("config.dtype", dtype)
+        if artifact.template is not None and stated != dtype:
+            notes.append(
+                f"config.json is copied and states {stated}, by which transformers loads: pass dtype={dtype!r}"
+            )
+    integers = [name for name in matched.names if not matched.found[-1][name].dtype.is_averaged]
+    if integers:
+        notes.append(f"{_count(integers, 'integer or bool tensor')} kept from {newest.path.name}, not averaged")
+    if newest.copies and holds_copies:
+        notes.append(f"averaged with its own kind: the copy of the weights in {', '.join(newest.copies)}")
+    elif newest.copies:
+        notes.append(
+            f"the copy of the weights in {', '.join(newest.copies)} is left out; "
+            f"--section {next(iter(newest.copies))} averages it instead"
+        )
+    unmatched = [c.path.name for c in checkpoints[:-1] if c.copies and not newest.copies]
+    if unmatched:
+        notes.append(f"copies of the weights in {first_names(unmatched)} are left out: the newest has none")
+    if newest.state and not artifact.keep_state:
+        notes.append(
+            f"training state left out: {', '.join(newest.state)}"
+            + (" (--keep-state keeps it)" if artifact.template else "")
+        )
+    statistics = [
+        name
+        for name in matched.names
+        if name not in matched.alone and name[1].endswith(("running_mean", "running_var"))
+    ]
+    if statistics:
+        notes.append(
+            f"{_count(statistics, 'batch-norm statistic')} averaged as stored; "
+            "re-estimate them on data if accuracy depends on it"
+        )
+    return tuple(notes)
+
+
+def warnings_of(matched: Matched) -> tuple[str, ...]:
+    """What makes the average itself doubtful."""
+    newest = matched.found[-1]
+    eights = [
+        name
+        for name in matched.names
+        if newest[name].dtype.name.startswith("float8") and newest[name].dtype.is_averaged
+    ]
+    scaled = any(name[1].endswith(("_scale", "_scale_inv", ".scale")) for name in matched.names)
+    if eights and scaled:
+        found = f"{_count(eights, 'float8 tensor')} with scales of their own, as {tensor_label(eights[0])}"
+        return (f"{found}: a mean of scaled numbers is right only if all members have the same scales",)
+    return ()
+
+
+def _count(things: Sequence[object], noun: str) -> str:
+    return f"{len(things):,} {noun}" + ("" if len(things) == 1 else "s")

@@ -1,0 +1,10 @@
+"""Reads bytes: from the extents of files to the values of tensors.
+
+sources       open input files, read at any place, and unchanged in the end
+strided       tensors that are views of one storage
+tiled         tensors that are stored in several pieces
+values        a whole tensor as a numpy array
+verification  the checksums that files state, compared in the same pass
+dtypes        element types as numpy has them
+scratch       the buffers of one thread
+"""
