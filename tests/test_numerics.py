@@ -76,9 +76,9 @@ def finite(values):
 
 def every_value(dtype):
     """Every finite number of a dtype of one or two bytes, in order."""
-    numpy_dtype = numpy_dtype(dtype)
-    count = 256**numpy_dtype.itemsize
-    values = np.arange(count, dtype=f"u{numpy_dtype.itemsize}").view(numpy_dtype)
+    as_numpy = numpy_dtype(dtype)
+    count = 256**as_numpy.itemsize
+    values = np.arange(count, dtype=f"u{as_numpy.itemsize}").view(as_numpy)
     return np.unique(values[finite(values)].astype(np.float64))
 
 
@@ -97,9 +97,9 @@ def test_between_any_two_neighbours_the_nearer_is_chosen_and_half_way_the_even(d
 
 @pytest.mark.parametrize("dtype", NARROW)
 def test_every_value_survives_widening_and_rounding(dtype):
-    numpy_dtype = numpy_dtype(dtype)
-    patterns = np.arange(256**numpy_dtype.itemsize, dtype=f"u{numpy_dtype.itemsize}")
-    patterns = patterns[finite(patterns.view(numpy_dtype))]
+    as_numpy = numpy_dtype(dtype)
+    patterns = np.arange(256**as_numpy.itemsize, dtype=f"u{as_numpy.itemsize}")
+    patterns = patterns[finite(patterns.view(as_numpy))]
     result = mean([patterns, patterns, patterns], [dtype] * 3, dtype)
     np.testing.assert_array_equal(result.view(patterns.dtype), patterns)
 
@@ -177,9 +177,9 @@ def test_a_weighted_sum_of_float64_is_the_nearest_to_the_exact_one(rows):
 @pytest.mark.parametrize("count", [2, 3, 5, 7, 49])
 @pytest.mark.parametrize("dtype", list(FORMATS))
 def test_identical_members_give_the_same_bits(dtype, count):
-    numpy_dtype = numpy_dtype(dtype)
+    as_numpy = numpy_dtype(dtype)
     random = np.random.default_rng(count)
-    patterns = random.integers(0, 256, 8 * 4096, dtype=np.uint8).view(numpy_dtype)
+    patterns = random.integers(0, 256, 8 * 4096, dtype=np.uint8).view(as_numpy)
     patterns = patterns[finite(patterns)]
     result = mean([patterns] * count, [dtype] * count, dtype)
     assert result.tobytes() == patterns.tobytes()
@@ -231,9 +231,9 @@ def test_a_mean_of_huge_float64_does_not_overflow():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 def test_nan_and_infinity_go_where_ieee_754_says(dtype):
-    numpy_dtype = numpy_dtype(dtype)
-    one = np.array([np.inf, -np.inf, np.nan, np.inf, 1, 1], np.float32).astype(numpy_dtype)
-    two = np.array([1, 1, 1, -np.inf, -np.inf, 2], np.float32).astype(numpy_dtype)
+    as_numpy = numpy_dtype(dtype)
+    one = np.array([np.inf, -np.inf, np.nan, np.inf, 1, 1], np.float32).astype(as_numpy)
+    two = np.array([1, 1, 1, -np.inf, -np.inf, 2], np.float32).astype(as_numpy)
     expected = [np.inf, -np.inf, np.nan, np.nan, -np.inf, 1.5]
     np.testing.assert_array_equal(mean([one, two], [dtype] * 2, dtype).astype(np.float64), expected)
 
@@ -258,18 +258,18 @@ def test_members_of_different_dtypes_are_each_widened_from_their_own():
 
 @pytest.mark.parametrize("dtype", list(FORMATS))
 def test_has_nonfinite_sees_every_pattern(dtype):
-    numpy_dtype = numpy_dtype(dtype)
-    if numpy_dtype.itemsize <= 2:
-        patterns = np.arange(256**numpy_dtype.itemsize, dtype=f"u{numpy_dtype.itemsize}").view(numpy_dtype)
-        step = 1 if numpy_dtype.itemsize == 1 else 31
+    as_numpy = numpy_dtype(dtype)
+    if as_numpy.itemsize <= 2:
+        patterns = np.arange(256**as_numpy.itemsize, dtype=f"u{as_numpy.itemsize}").view(as_numpy)
+        step = 1 if as_numpy.itemsize == 1 else 31
         special = ~finite(patterns)
         chosen = np.concatenate([np.flatnonzero(special)[::step], np.flatnonzero(~special)[::step]])
         for index in chosen:
             assert numerics.has_nonfinite(patterns[index : index + 1].view(np.uint8), dtype) == special[index]
     for value in (np.inf, -np.inf, np.nan):
-        array = np.ones(9, np.float32).astype(numpy_dtype)
+        array = np.ones(9, np.float32).astype(as_numpy)
         assert not numerics.has_nonfinite(array.view(np.uint8), dtype)
-        array[4] = np.array(value, np.float32).astype(numpy_dtype)
+        array[4] = np.array(value, np.float32).astype(as_numpy)
         assert numerics.has_nonfinite(array.view(np.uint8), dtype)
         assert numerics.count_nonfinite(array.view(np.uint8), dtype) == 1
     assert not numerics.has_nonfinite(np.empty(0, np.uint8), dtype)
