@@ -19,6 +19,8 @@ from __future__ import annotations
 import os
 from typing import ClassVar
 
+from ckpttool.text import Message
+
 __all__ = [
     "CkpttoolError",
     "MismatchError",
@@ -36,8 +38,9 @@ class CkpttoolError(Exception):
     """The base of every error that ckpttool raises on purpose.
 
     Args:
-        message: What happened, in one sentence, with the user's own words and numbers.
-        hint: What to do next, if there is something to do.
+        message: What happened, in one sentence, with the user's own words and numbers. Parameters are marked by
+            `ckpttool.text.parameter`, in the hint as well, so that the command line can call them options.
+        hint: What to do next, if there is something to do: a sentence with a capital and a full stop.
         path: The file or directory it happened in.
         tensor: The tensor it happened to.
     """
@@ -52,9 +55,9 @@ class CkpttoolError(Exception):
         path: str | os.PathLike[str] | None = None,
         tensor: str | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message: str = Message(message)
+        self.hint: str | None = None if hint is None else Message(hint)
+        super().__init__(str(self.message))
         self.path = path
         self.tensor = tensor
 

@@ -1,14 +1,81 @@
-"""Words for messages: lists of names cut short, and what a tensor is called."""
+"""Text of messages: parameters of the library, lists of names cut short, labels of tensors.
+
+The library speaks of its parameters, and the command line of its options. A message is therefore written with
+`parameter` where it names one:
+
+>>> message = Message(f"{parameter('force')} replaces it")
+>>> str(message)
+'force=True replaces it'
+>>> render(message, lambda name, value: f"--{name}")
+'--force replaces it'
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from ckpttool.tensors import TensorId
+if TYPE_CHECKING:
+    from ckpttool.tensors import TensorId
 
-__all__ = ["first_names", "tensor_label"]
+__all__ = ["Message", "as_keyword", "first_names", "parameter", "render", "tensor_label"]
 
 _SHOWN = 5
+
+# Noncharacters of Unicode: no file name or tensor name that can be decoded means anything by them.
+_OPEN, _BETWEEN, _CLOSE = "\ufdd0", "\ufdd1", "\ufdd2"
+_MARKED = re.compile(f"{_OPEN}([^{_BETWEEN}{_CLOSE}]*)(?:{_BETWEEN}([^{_CLOSE}]*))?{_CLOSE}")
+
+
+def parameter(name: str, value: object = None) -> str:
+    """Mark a parameter of the library in the text of a `Message`.
+
+    Args:
+        name: Its name in Python: ``max_shard_size``.
+        value: What to set it to, where the message says that; None: the parameter as such. True for a flag to set.
+    """
+    return f"{_OPEN}{name}{_CLOSE}" if value is None else f"{_OPEN}{name}{_BETWEEN}{value!s}{_CLOSE}"
+
+
+def as_keyword(name: str, value: str | None) -> str:
+    """A parameter as Python calls it: ``force=True``, ``last=5``, ``include='epoch-*'``; ``last`` without a value."""
+    if value is None:
+        return name
+    return f"{name}={value if re.fullmatch(r'True|False|None|-?[0-9.]+', value) else repr(value)}"
+
+
+class Message(str):
+    """A message. As a string it speaks of parameters; `render` names them in another way.
+
+    Formatting a message into another string keeps the words of Python: build the whole text first.
+    """
+
+    __slots__ = ("_marked",)
+
+    _marked: str
+
+    def __new__(cls, marked: str) -> Message:  # noqa: PYI034  # typing.Self came with Python 3.11
+        """Make a message of text in which `parameter` marks the parameters."""
+        if isinstance(marked, Message):
+            return marked
+        message = super().__new__(cls, _render(marked, as_keyword))
+        message._marked = marked
+        return message
+
+    @property
+    def marked(self) -> str:
+        """The text with its marks."""
+        return self._marked
+
+
+def render(text: str, name_of: Callable[[str, str | None], str]) -> str:
+    """A text with each parameter, and the value to set it to, as `name_of` calls it; plain text as it is."""
+    return _render(text.marked, name_of) if isinstance(text, Message) else text
+
+
+def _render(marked: str, name_of: Callable[[str, str | None], str]) -> str:
+    return _MARKED.sub(lambda found: name_of(found[1], found[2]), marked)
 
 
 def first_names(names: Iterable[str], most: int = _SHOWN) -> str:

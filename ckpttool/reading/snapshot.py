@@ -1,0 +1,90 @@
+"""What one operation sees of the storage: every directory listed once, every name examined once.
+
+Recognising a format, finding the checkpoints of a run and opening them all ask what is in the same directories. They
+share one snapshot, so that they agree, and so that a directory on a slow disk is asked once. A snapshot lives as long
+as one operation: it does not see what changes meanwhile, and files that are read are checked by their identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ckpttool.reading.storage import Item, storage_of
+
+__all__ = ["Snapshot"]
+
+
+class Snapshot:
+    """A view of the storage, filled as it is asked."""
+
+    def __init__(self) -> None:
+        self._directories: dict[Path, Mapping[str, Item]] = {}
+        self._items: dict[Path, Item | None] = {}
+
+    def list(self, directory: Path) -> Mapping[str, Item]:
+        """What is in a directory, by name, sorted by name.
+
+        Raises:
+            OSError: It is missing, not a directory, or may not be listed.
+        """
+        listed = self._directories.get(directory)
+        if listed is None:
+            items = sorted(storage_of(directory).list(directory), key=lambda item: item.name)
+            listed = self._directories[directory] = {item.name: item for item in items}
+        return listed
+
+    def names(self, directory: Path) -> tuple[str, ...]:
+        """The names in a directory, sorted; see `list`."""
+        return tuple(self.list(directory))
+
+    def item(self, path: Path) -> Item | None:
+        """What a path leads to; None where there is no such name.
+
+        Raises:
+            OSError: It cannot be told: a directory on the way may not be searched.
+        """
+        if path not in self._items:
+            above = self._directories.get(path.parent)
+            if above is not None and path.name and path.name != "..":
+                self._items[path] = above.get(path.name)
+            else:
+                try:
+                    self._items[path] = storage_of(path).stat(path)
+                except (FileNotFoundError, NotADirectoryError):
+                    self._items[path] = None
+        return self._items[path]
+
+    def is_dir(self, path: Path) -> bool:
+        """Whether a path leads to a directory."""
+        item = self.item(path)
+        return item is not None and item.kind == "directory"
+
+    def is_file(self, path: Path) -> bool:
+        """Whether a path leads to a regular file."""
+        item = self.item(path)
+        return item is not None and item.kind == "file"
+
+    def exists(self, path: Path) -> bool:
+        """Whether a path leads anywhere."""
+        item = self.item(path)
+        return item is not None and item.kind != "missing"
+
+    def read(self, path: Path, limit: int) -> bytes:
+        """The first bytes of a file, at most `limit`: a head to recognise it by, or a small file as a whole.
+
+        Raises:
+            OSError: It cannot be opened or read.
+        """
+        file = storage_of(path).open(path)
+        try:
+            buffer = memoryview(bytearray(min(limit, file.nbytes)))
+            done = 0
+            while done < len(buffer):
+                count = file.read_into(buffer[done:], done)
+                if not count:
+                    break
+                done += count
+            return bytes(buffer[:done])
+        finally:
+            file.close()
