@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from ckpttool.errors import CkpttoolError
     from ckpttool.formats import open_checkpoint
     from ckpttool.operations.stored_ema import make_stored_plan
-    from ckpttool.planning.plan import Plan, make_plan
+    from ckpttool.planning.plan import Plan
+    from ckpttool.planning.planner import make_plan
+    from ckpttool.planning.request import Members, Policy
     from ckpttool.selection.choice import Discovery
     from ckpttool.selection.discovery import discover, from_paths
     from ckpttool.tensors import Checkpoint
@@ -27,7 +29,9 @@ __all__ = [
     "Checkpoint",
     "CkpttoolError",
     "Discovery",
+    "Members",
     "Plan",
+    "Policy",
     "Result",
     "StoredAverage",
     "__version__",
@@ -46,7 +50,9 @@ _HOME = {
     "Checkpoint": "tensors",
     "CkpttoolError": "errors",
     "Discovery": "selection.choice",
+    "Members": "planning.request",
     "Plan": "planning.plan",
+    "Policy": "planning.request",
     "Result": "engine",
     "StoredAverage": "ema.stored_average",
     "average": "api",
@@ -55,7 +61,7 @@ _HOME = {
     "execute_together": "engine",
     "find_stored_average": "ema.files",
     "from_paths": "selection.discovery",
-    "make_plan": "planning.plan",
+    "make_plan": "planning.planner",
     "make_stored_plan": "operations.stored_ema",
     "open_checkpoint": "formats",
 }

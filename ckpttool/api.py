@@ -6,7 +6,7 @@
 is the same as
 
 >>> found = ct.discover("runs/a").last(5)  # doctest: +SKIP
->>> plan = ct.make_plan(found.entries, "averaged.safetensors", skipped=found.skipped)  # doctest: +SKIP
+>>> plan = ct.make_plan(found, "averaged.safetensors")  # doctest: +SKIP
 >>> ct.execute(plan)  # doctest: +SKIP
 """
 
@@ -20,7 +20,8 @@ from ckpttool.coefficients.weights import explicit
 from ckpttool.engine.run import Result, execute
 from ckpttool.errors import UsageError
 from ckpttool.operations.running_mean_window import make_window_plan
-from ckpttool.planning.plan import make_plan
+from ckpttool.planning.planner import make_plan
+from ckpttool.planning.request import Policy
 from ckpttool.selection.discovery import discover, from_paths
 
 __all__ = ["average"]
@@ -57,7 +58,7 @@ def average(
         section: Dotted key path of the weights inside the files, where they are not found by themselves.
         include: Only names of the directory that match this glob, or one of these. Not for a list.
         exclude: No names of the directory that match this glob, or one of these. Not for a list.
-        **policies: `dtype`, `keys`, `integers`, `keep_state`, `force`, `allow_nonfinite` of `ckpttool.make_plan`.
+        **policies: Those of `ckpttool.Policy`.
 
     Returns:
         What was written, and how long it took.
@@ -84,20 +85,9 @@ def average(
             raise UsageError(f"{given}: a list of checkpoints is taken whole", hint="Give the model directory instead.")
         found = from_paths([Path(path) for path in source], section=section)
     if window_from_running_mean:
-        window_plan, _ = make_window_plan(found, str(output), **policies)
+        window_plan, _ = make_window_plan(found, str(output), Policy(**policies))
         return execute(window_plan)
-    plan = make_plan(
-        found.entries,
-        output,
-        coefficients=coefficients,
-        selection=found.why,
-        unit=found.unit,
-        skipped=found.skipped,
-        notes=found.notes,
-        warnings=found.warnings,
-        **policies,
-    )
-    return execute(plan)
+    return execute(make_plan(found, output, coefficients=coefficients, policy=Policy(**policies)))
 
 
 def _globs(said: str | Sequence[str]) -> Sequence[str]:

@@ -61,7 +61,6 @@ def build_plan(
             Member(checkpoint, 1 / len(paths) if uniform else factor)
             for checkpoint, factor in zip(checkpoints, factors, strict=True)
         ),
-        newest=len(paths) - 1,
         divisor=float(len(paths)) if uniform else 1.0,
         tensors=tuple(planned),
         output=output,

@@ -259,12 +259,12 @@ def test_kept_state_is_the_newest_optimizer(saved: Path, states: list[dict[str, 
 
 def test_the_output_is_the_same_for_every_order_and_number_of_threads(saved: Path, tmp_path: Path) -> None:
     from ckpttool.engine.run import execute
-    from ckpttool.planning.plan import make_plan
+    from ckpttool.planning.planner import make_plan
     from ckpttool.selection.discovery import from_paths
 
     members = [saved / "dim 1" / f"step-{step}" for step in (100, 200, 300)]
     for name, order, jobs, chunk in (("a", members, 1, 1 << 18), ("b", members[::-1], 3, 7)):
-        execute(make_plan(from_paths(order).entries, tmp_path / name), jobs=jobs, chunk_elements=chunk)
+        execute(make_plan(from_paths(order), tmp_path / name), jobs=jobs, chunk_elements=chunk)
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
 
@@ -286,11 +286,11 @@ def test_a_directory_and_a_file_are_written_from_one_reading(
     saved: Path, states: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     from ckpttool.engine import execute_together
-    from ckpttool.planning.plan import make_plan
+    from ckpttool.planning.planner import make_plan
 
-    entries = discover(saved / "two dimensions").last(3).entries
+    found = discover(saved / "two dimensions").last(3)
     outputs = [tmp_path / "out", tmp_path / "out.safetensors"]
-    execute_together([make_plan(entries, output) for output in outputs], chunk_elements=11)
+    execute_together([make_plan(found, output) for output in outputs], chunk_elements=11)
     assert_mean(load(outputs[0], states[2])["model"], states)
     assert_mean(load_file(outputs[1]), states)
 

@@ -20,7 +20,8 @@ from ckpttool.engine import execute
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats import open_checkpoint
 from ckpttool.formats.pytorch import nemo as nemo_archive
-from ckpttool.planning.plan import make_plan
+from ckpttool.planning.planner import make_plan
+from ckpttool.planning.request import Policy
 from ckpttool.selection.discovery import discover, from_paths
 
 Run = Callable[..., Ran]
@@ -133,10 +134,10 @@ def test_members_of_other_formats_stand_beside_an_archive(tmp_path: Path) -> Non
     old = tmp_path / "a.ckpt"
     torch.save(state(1), old)
     new = nemo(tmp_path / "b.nemo", 2)
-    execute(make_plan(from_paths([old, new]).entries, tmp_path / "avg.nemo"))
+    execute(make_plan(from_paths([old, new]), tmp_path / "avg.nemo"))
     assert equal(weights(tmp_path / "avg.nemo"), mean(1, 2))
     with pytest.raises(UnsupportedError, match="only written where the newest member is one"):
-        make_plan(from_paths([new, old]).entries, tmp_path / "x.nemo")
+        make_plan(from_paths([new, old]), tmp_path / "x.nemo")
 
 
 def test_without_an_output_the_newest_ones_name_and_kind_are_kept(tmp_path: Path, run: Run) -> None:
@@ -167,7 +168,7 @@ def test_one_flipped_bit_in_the_configuration_changes_nothing_else(tmp_path: Pat
     data = bytearray(path.read_bytes())
     data[at] ^= 0xFF
     path.write_bytes(data)
-    execute(make_plan(from_paths([path]).entries, tmp_path / "b.nemo"))
+    execute(make_plan(from_paths([path]), tmp_path / "b.nemo"))
     assert contents(tmp_path / "b.nemo") == contents(path)
 
 
@@ -227,7 +228,7 @@ def test_sizes_in_the_notation_for_large_files_are_read_and_written(tmp_path: Pa
         data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
         path.write_bytes(data)
     assert equal(weights(path), state(1))
-    execute(make_plan(from_paths([path]).entries, tmp_path / "b.nemo", dtype="float64"))
+    execute(make_plan(from_paths([path]), tmp_path / "b.nemo", policy=Policy(dtype="float64")))
     assert weights(tmp_path / "b.nemo")["encoder.weight"].dtype == torch.float64
     assert [entry[0] for entry in contents(tmp_path / "b.nemo")] == [entry[0] for entry in contents(path)]
 
@@ -259,7 +260,7 @@ def test_a_compressed_archive_says_what_to_type(tmp_path: Path) -> None:
         open_checkpoint(path)
     assert caught.value.hint.startswith("Unpack its compression: gzip -dc old.nemo > old-plain.nemo.")
     (tmp_path / "old-plain.nemo").write_bytes(gzip.decompress(path.read_bytes()))
-    execute(make_plan(from_paths([tmp_path / "old-plain.nemo"]).entries, tmp_path / "avg.nemo"))
+    execute(make_plan(from_paths([tmp_path / "old-plain.nemo"]), tmp_path / "avg.nemo"))
     assert equal(weights(tmp_path / "avg.nemo"), state(1))
 
 
@@ -390,5 +391,5 @@ def test_any_damage_to_a_header_opens_or_is_refused(
         return
     output = tmp_path_factory.getbasetemp() / "fuzzed.nemo"
     output.unlink(missing_ok=True)
-    execute(make_plan(from_paths([path]).entries, output))
+    execute(make_plan(from_paths([path]), output))
     assert open_checkpoint(output).weights.keys() == found.weights.keys()

@@ -11,7 +11,8 @@ from ckpttool.api import average
 from ckpttool.engine.run import execute
 from ckpttool.errors import MismatchError, UnreadableError, UsageError
 from ckpttool.formats import format_of_directory, open_checkpoint
-from ckpttool.planning.plan import make_plan
+from ckpttool.planning.planner import make_plan
+from ckpttool.planning.request import Policy
 from ckpttool.selection.discovery import discover, from_paths
 
 
@@ -73,7 +74,7 @@ def test_megatron_is_averaged_rank_by_rank(tmp_path, ranks):
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("200")
     found = discover(tmp_path)
     assert (found.layout, [entry.step for entry in found.entries]) == ("megatron", [100, 200])
-    execute(make_plan(found.last(2).entries, f"{tmp_path}/avg/"))
+    execute(make_plan(found.last(2), f"{tmp_path}/avg/"))
     output = tmp_path / "avg" / "iter_0000200"
     assert files_below(output) == sorted(f"{rank}/model_optim_rng.pt" for rank in ranks)
     for number, rank in enumerate(ranks):
@@ -117,14 +118,14 @@ def test_other_degrees_of_parallelism_do_not_match(tmp_path):
     save_megatron(tmp_path / "iter_0000100", 100)
     save_megatron(tmp_path / "iter_0000200", 200, ("mp_rank_00", "mp_rank_01", "mp_rank_02"))
     with pytest.raises(MismatchError, match="mp_rank_02:"):
-        make_plan(discover(tmp_path).last(2).entries, f"{tmp_path}/avg/")
+        make_plan(discover(tmp_path).last(2), f"{tmp_path}/avg/")
 
 
 def test_pieces_are_not_joined_in_one_file(tmp_path):
     for step in (100, 200):
         save_megatron(tmp_path / f"iter_{step:07d}", step)
     with pytest.raises(UsageError, match="cannot be joined"):
-        make_plan(discover(tmp_path).last(2).entries, tmp_path / "one.safetensors")
+        make_plan(discover(tmp_path).last(2), tmp_path / "one.safetensors")
 
 
 def test_one_rank_alone_can_be_written_as_one_file(tmp_path):
@@ -142,7 +143,7 @@ def test_nemo_keeps_every_checkpoint_in_every_rank_folder(tmp_path):
     found = discover(tmp_path)
     assert (found.layout, [entry.step for entry in found.entries]) == ("nemo", [100, 200, 300])
     assert "in each of 2 folders like mp_rank_00" in found.why
-    execute(make_plan(found.last(2).entries, f"{tmp_path}/avg/"))
+    execute(make_plan(found.last(2), f"{tmp_path}/avg/"))
     (output,) = (tmp_path / "avg").iterdir()
     assert files_below(output) == [f"{rank}/{output.name}.ckpt" for rank in ("mp_rank_00", "mp_rank_01")]
     for number, rank in enumerate(("mp_rank_00", "mp_rank_01")):
@@ -173,7 +174,7 @@ def test_deepspeed_averages_module_weights_and_says_what_they_are(tmp_path):
     (tmp_path / "latest").write_text("global_step20")
     found = discover(tmp_path)
     assert found.layout == "deepspeed"
-    plan = make_plan(found.last(2).entries, f"{tmp_path}/avg/")
+    plan = make_plan(found.last(2), f"{tmp_path}/avg/")
     assert any("not the float32 masters" in note and "bfloat16" in note for note in plan.notes)
     execute(plan)
     output = tmp_path / "avg" / "global_step20"
@@ -225,7 +226,7 @@ def test_the_shards_of_fairseq_are_one_checkpoint(tmp_path, mark):
         shutil.copy(tmp_path / f"checkpoint3{mark}{number}.pt", tmp_path / f"checkpoint_last{mark}{number}.pt")
     found = discover(tmp_path)
     assert (found.layout, [entry.step for entry in found.entries]) == ("fairseq", [1, 2, 3])
-    execute(make_plan(found.last(2).entries, f"{tmp_path}/avg/"))
+    execute(make_plan(found.last(2), f"{tmp_path}/avg/"))
     output = tmp_path / "avg" / "checkpoint3"
     assert sorted(os.listdir(output)) == [f"checkpoint3{mark}{number}.pt" for number in range(3)]
     for number in range(3):
@@ -247,7 +248,7 @@ def test_a_shard_too_few_does_not_match(tmp_path):
         for number in range(count):
             save(tmp_path / f"checkpoint{epoch}-shard{number}.pt", {"model": state(number)})
     with pytest.raises(MismatchError, match="shard2:"):
-        make_plan(discover(tmp_path).last(2).entries, f"{tmp_path}/avg/")
+        make_plan(discover(tmp_path).last(2), f"{tmp_path}/avg/")
 
 
 def test_fairseq2_is_averaged_file_by_file(tmp_path):
@@ -258,7 +259,7 @@ def test_fairseq2_is_averaged_file_by_file(tmp_path):
         save(tmp_path / f"step_{step}" / "optimizer" / "pp_00" / "x.pt", {"state": {}})
     found = discover(tmp_path)
     assert found.layout == "fairseq2"
-    execute(make_plan(found.last(2).entries, f"{tmp_path}/avg/"))
+    execute(make_plan(found.last(2), f"{tmp_path}/avg/"))
     output = tmp_path / "avg" / "step_200"
     assert files_below(output) == names
     for number, name in enumerate(names):
@@ -286,7 +287,7 @@ def test_speechbrain_averages_models_and_copies_the_objects_that_its_loader_want
         save_speechbrain(tmp_path / name, seed)
     found = discover(tmp_path)
     assert found.layout == "speechbrain"
-    plan = make_plan(found.last(2).entries, f"{tmp_path}/avg/")
+    plan = make_plan(found.last(2), f"{tmp_path}/avg/")
     assert any("copied from the newest: counter.ckpt" in note for note in plan.notes)
     execute(plan)
     output = tmp_path / "avg" / names[1]
@@ -313,7 +314,7 @@ def test_one_plain_file_in_a_directory_keeps_its_names_and_its_configuration(tmp
         (folder / "config.yaml").write_text("model: {}")
     found = discover(tmp_path)
     assert found.layout == "olmo"
-    execute(make_plan(found.last(2).entries, f"{tmp_path}/avg/"))
+    execute(make_plan(found.last(2), f"{tmp_path}/avg/"))
     output = tmp_path / "avg" / "step2000-unsharded"
     assert sorted(os.listdir(output)) == ["config.yaml", "model.pt"]
     assert_state(load(output / "model.pt"), 1000, 2000)
@@ -356,16 +357,16 @@ def test_a_list_of_directories_is_a_list_of_checkpoints(tmp_path):
         save_megatron(tmp_path / f"iter_{step:07d}", step)
     found = from_paths([tmp_path / "iter_0000200", tmp_path / "iter_0000100"])
     assert [entry.step for entry in found.entries] == [200, 100]
-    execute(make_plan(found.entries, tmp_path / "out"))
+    execute(make_plan(found, tmp_path / "out"))
     assert format_of_directory(tmp_path / "out") == "parts"
 
 
 def test_the_whole_is_replaced_by_force_and_stays_without(tmp_path):
     for step in (100, 200):
         save_megatron(tmp_path / f"iter_{step:07d}", step)
-    entries = discover(tmp_path).last(2).entries
+    found = discover(tmp_path).last(2)
     for _ in range(2):
-        execute(make_plan(entries, f"{tmp_path}/avg/", force=True))
+        execute(make_plan(found, f"{tmp_path}/avg/", policy=Policy(force=True)))
     assert os.listdir(tmp_path / "avg") == ["iter_0000200"]
     assert [entry.step for entry in discover(tmp_path).last_default().entries] == [100, 200]
 

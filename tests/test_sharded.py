@@ -23,7 +23,8 @@ from ckpttool.errors import (
     UsageError,
 )
 from ckpttool.formats import format_of_directory, open_checkpoint
-from ckpttool.planning.plan import make_plan
+from ckpttool.planning.planner import make_plan
+from ckpttool.planning.request import Policy
 from ckpttool.selection.discovery import discover, from_paths
 
 NAMES = ["embed.weight", "layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias", "norm.weight"]
@@ -120,7 +121,7 @@ def run(tmp_path):
 def test_members_sharded_differently_are_averaged_into_the_shards_of_the_newest(run):
     found = discover(run)
     assert found.layout == "huggingface"
-    execute(make_plan(found.last(3).entries, f"{run}/avg/"))
+    execute(make_plan(found.last(3), f"{run}/avg/"))
     output = run / "avg" / "checkpoint-30"
     assert_mean(output, 10, 20, 30)
     own = json.loads((run / "checkpoint-30" / "model.safetensors.index.json").read_text())
@@ -139,9 +140,9 @@ def test_companions_are_copied_byte_for_byte_and_training_state_is_not(run):
 
 
 def test_training_state_is_named_and_kept_where_it_is_asked_for(run):
-    plan = make_plan(discover(run).last(2).entries, f"{run}/avg/")
+    plan = make_plan(discover(run).last(2), f"{run}/avg/")
     assert any("training state left out" in note and "optimizer.pt" in note for note in plan.notes)
-    execute(make_plan(discover(run).last(2).entries, run / "kept", keep_state=True))
+    execute(make_plan(discover(run).last(2), run / "kept", policy=Policy(keep_state=True)))
     assert {*STATE, "trainer_state.json"} < set(os.listdir(run / "kept"))
 
 
@@ -248,7 +249,7 @@ def test_adapters_carry_their_configuration_and_a_note(tmp_path):
     for step in (1, 2):
         save_shards(tmp_path / f"checkpoint-{step}", weights(step), 1, stem="adapter_model")
         (tmp_path / f"checkpoint-{step}" / "adapter_config.json").write_text("{}")
-    plan = make_plan(discover(tmp_path).last(2).entries, f"{tmp_path}/avg/")
+    plan = make_plan(discover(tmp_path).last(2), f"{tmp_path}/avg/")
     assert [note for note in plan.notes if "not the mean of the products" in note]
     execute(plan)
     assert (tmp_path / "avg" / "checkpoint-2" / "adapter_config.json").exists()
@@ -333,7 +334,7 @@ def test_splitting_anew_is_greedy_and_complete(tmp_path, limit, suffix):
     stem = "model" if suffix == "safetensors" else "pytorch_model"
     for step in (1, 2):
         save_checkpoint(tmp_path, step, 2, stem=stem, suffix=suffix)
-    plan = make_plan(discover(tmp_path).last(2).entries, tmp_path / "out", max_shard_bytes=limit)
+    plan = make_plan(discover(tmp_path).last(2), tmp_path / "out", policy=Policy(max_shard_size=limit))
     execute(plan)
     assert_mean(tmp_path / "out", 1, 2, suffix=suffix)
     shards = sorted((tmp_path / "out").glob(f"{stem}*.{suffix}"))
@@ -362,14 +363,14 @@ def test_splitting_anew_is_greedy_and_complete(tmp_path, limit, suffix):
 
 
 def test_the_total_size_counts_the_bytes_of_the_output(run):
-    execute(make_plan(discover(run).last(2).entries, run / "half", dtype="bfloat16"))
+    execute(make_plan(discover(run).last(2), run / "half", policy=Policy(dtype="bfloat16")))
     index = json.loads((run / "half" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(tensor.numel() * 2 for tensor in weights(0).values())
 
 
 def test_shards_of_a_chosen_size_are_for_directories(run, tmp_path):
     with pytest.raises(UsageError, match="no shards"):
-        make_plan(discover(run).last(2).entries, tmp_path / "x.safetensors", max_shard_bytes=100)
+        make_plan(discover(run).last(2), tmp_path / "x.safetensors", policy=Policy(max_shard_size=100))
 
 
 @pytest.mark.parametrize(("text", "count"), [("150B", 2), ("0.15KB", 2), ("1GiB", 1), ("64", 5)])
@@ -534,14 +535,14 @@ def test_a_directory_of_runs_is_a_question(run):
 def test_a_checkpoint_directory_alone_is_one_checkpoint(run, tmp_path):
     found = discover(run / "checkpoint-20")
     assert [entry.checkpoint.step for entry in found.entries] == [20]
-    execute(make_plan(found.last(1).entries, tmp_path / "out"))
+    execute(make_plan(found.last(1), tmp_path / "out"))
     assert torch.equal(load(tmp_path / "out")["norm.weight"], weights(20)["norm.weight"])
 
 
 def test_a_list_of_directories_is_averaged_by_their_steps(run, tmp_path):
     found = from_paths([run / "checkpoint-30", run / "checkpoint-10"])
     assert [entry.step for entry in found.entries] == [30, 10]
-    execute(make_plan(found.entries, tmp_path / "out"))
+    execute(make_plan(found, tmp_path / "out"))
     assert_mean(tmp_path / "out", 10, 30)
     assert (tmp_path / "out" / "model-00001-of-00002.safetensors").exists()
 
@@ -623,8 +624,8 @@ def test_tensors_that_differ_between_members_are_an_error(run):
     folder = run / "checkpoint-10"
     save_file({**weights(10), "extra": torch.zeros(1)}, folder / "model.safetensors")
     with pytest.raises(MismatchError, match="extra"):
-        make_plan(discover(run).last(3).entries, f"{run}/avg/")
-    execute(make_plan(discover(run).last(3).entries, f"{run}/avg/", keys="intersection"))
+        make_plan(discover(run).last(3), f"{run}/avg/")
+    execute(make_plan(discover(run).last(3), f"{run}/avg/", policy=Policy(keys="intersection")))
     assert_mean(run / "avg" / "checkpoint-30", 10, 20, 30)
 
 
@@ -633,7 +634,7 @@ def test_a_shard_that_gets_no_tensor_is_not_written(run):
     kept = [name for name, file in only.items() if file.endswith("00001-of-00002.safetensors")]
     save_file({name: weights(10)[name] for name in kept}, run / "checkpoint-10" / "model.safetensors")
     paths = [run / "checkpoint-10", run / "checkpoint-30"]
-    execute(make_plan(from_paths(paths).entries, run / "out", keys="intersection"))
+    execute(make_plan(from_paths(paths), run / "out", policy=Policy(keys="intersection")))
     assert set(load(run / "out")) == set(kept)
     assert len(list((run / "out").glob("*.safetensors"))) == 1
 
@@ -642,57 +643,57 @@ def test_a_shard_that_gets_no_tensor_is_not_written(run):
 
 
 def test_an_existing_output_stays_and_force_replaces_only_an_earlier_output(run):
-    entries = discover(run).last(2).entries
-    execute(make_plan(entries, run / "out", max_shard_bytes=64))
+    found = discover(run).last(2)
+    execute(make_plan(found, run / "out", policy=Policy(max_shard_size=64)))
     with pytest.raises(OutputExistsError, match="exists already") as caught:
-        make_plan(entries, run / "out")
+        make_plan(found, run / "out")
     assert f"-o {run / 'out'}/ writes into the directory" in caught.value.hint
-    execute(make_plan(entries, f"{run}/avg/"))
+    execute(make_plan(found, f"{run}/avg/"))
     with pytest.raises(OutputExistsError, match="checkpoint-30: exists already") as caught:
-        make_plan(entries, f"{run}/avg/")
+        make_plan(found, f"{run}/avg/")
     assert caught.value.hint == "--force replaces an earlier output; -o writes somewhere else."
-    execute(make_plan(entries, run / "out", force=True))
+    execute(make_plan(found, run / "out", policy=Policy(force=True)))
     assert len(list((run / "out").glob("*.safetensors"))) == 2
     assert_mean(run / "out", 20, 30)
     (run / "out" / "thesis.tex").write_text("years of work")
     with pytest.raises(OutputExistsError, match=r"thesis\.tex"):
-        execute(make_plan(entries, run / "out", force=True))
+        execute(make_plan(found, run / "out", policy=Policy(force=True)))
     (run / "out" / "thesis.tex").unlink()
     (run / "out" / "vocab.extra").write_text("matches a companion's name, but was not copied")
     with pytest.raises(OutputExistsError, match=r"vocab\.extra"):
-        execute(make_plan(entries, run / "out", force=True))
+        execute(make_plan(found, run / "out", policy=Policy(force=True)))
     assert (run / "out" / "vocab.extra").exists()
 
 
 def test_force_never_replaces_a_directory_that_ckpttool_did_not_write(run):
     shutil.copytree(run / "checkpoint-30", run / "mine")
     with pytest.raises(OutputExistsError, match="not an earlier output"):
-        execute(make_plan(discover(run).last(2).entries, run / "mine", force=True))
+        execute(make_plan(discover(run).last(2), run / "mine", policy=Policy(force=True)))
     assert (run / "mine" / "optimizer.pt").exists()
 
 
 def test_inputs_are_never_outputs_nor_written_into(run):
-    entries = discover(run).last(3).entries
+    found = discover(run).last(3)
     for output in (run / "checkpoint-10", run / "checkpoint-10" / "avg", run, run / "checkpoint-30/model.safetensors"):
         with pytest.raises(OutputExistsError):
-            execute(make_plan(entries, output, force=True))
+            execute(make_plan(found, output, policy=Policy(force=True)))
     assert len(discover(run).last(3).entries) == 3
 
 
 def test_an_empty_directory_is_filled_and_a_separator_means_into(run):
-    entries = discover(run).last(2).entries
+    found = discover(run).last(2)
     (run / "out").mkdir()
-    execute(make_plan(entries, run / "out"))
+    execute(make_plan(found, run / "out"))
     assert (run / "out" / "config.json").exists()
-    execute(make_plan(entries, f"{run}/out/"))
+    execute(make_plan(found, f"{run}/out/"))
     assert (run / "out" / "checkpoint-30" / "config.json").exists()
 
 
 def test_points_in_a_directory_name_are_no_suffix(run):
-    execute(make_plan(discover(run).last(2).entries, run / "llama-3.1-avg"))
+    execute(make_plan(discover(run).last(2), run / "llama-3.1-avg"))
     assert (run / "llama-3.1-avg" / "config.json").exists()
     with pytest.raises(UsageError, match="no format is known") as caught:
-        make_plan(discover(run).last(2).entries, run / "model.gguf")
+        make_plan(discover(run).last(2), run / "model.gguf")
     assert "without a suffix" in caught.value.hint
 
 
@@ -701,7 +702,7 @@ def test_a_failure_leaves_nothing_behind(run, monkeypatch):
     save_shards(run / "checkpoint-30", bad, 2)
     before = sorted(os.listdir(run))
     with pytest.raises(MismatchError, match=r"NaN|nan|finite"):
-        execute(make_plan(discover(run).last(2).entries, f"{run}/avg/"))
+        execute(make_plan(discover(run).last(2), f"{run}/avg/"))
     assert sorted(os.listdir(run)) == before
 
 
@@ -733,7 +734,7 @@ def test_values_come_out_exact_to_the_last_bit(run):
 
 def test_another_dtype_than_the_configuration_states_is_said(run):
     (run / "checkpoint-30" / "config.json").write_text('{"dtype": "float32"}')
-    entries = discover(run).last(2).entries
-    assert any("states float32" in note for note in make_plan(entries, run / "x", dtype="float16").notes)
-    assert not any("states" in note for note in make_plan(entries, run / "x", dtype="float32").notes)
-    assert not any("states" in note for note in make_plan(entries, run / "x").notes)
+    found = discover(run).last(2)
+    assert any("states float32" in note for note in make_plan(found, run / "x", policy=Policy(dtype="float16")).notes)
+    assert not any("states" in note for note in make_plan(found, run / "x", policy=Policy(dtype="float32")).notes)
+    assert not any("states" in note for note in make_plan(found, run / "x").notes)

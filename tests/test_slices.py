@@ -247,7 +247,7 @@ def test_configuration_and_tokenizer_go_along_and_shards_are_cut_as_asked(tmp_pa
         save_rows(tmp_path / "run" / f"checkpoint-{seed}", seeded(seed), 2)
         for name in ("config.json", "tokenizer.json"):
             (tmp_path / "run" / f"checkpoint-{seed}" / name).write_text("{}")
-    ct.average(tmp_path / "run", tmp_path / "out", last=2, max_shard_bytes=100)
+    ct.average(tmp_path / "run", tmp_path / "out", last=2, max_shard_size=100)
     names = sorted(os.listdir(tmp_path / "out"))
     assert names[:2] == ["config.json", "model-00001-of-00003.safetensors"]
     assert names[-2:] == ["model.safetensors.index.json", "tokenizer.json"]

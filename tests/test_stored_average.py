@@ -14,6 +14,7 @@ from ckpttool.ema.stored_average import StoredAverage
 from ckpttool.engine.run import execute
 from ckpttool.errors import MismatchError, NotFoundError, UnreadableError, UnsupportedError, UsageError
 from ckpttool.operations.stored_ema import make_stored_plan
+from ckpttool.planning.request import Policy
 from ckpttool.reading.values import read_values
 
 State = dict[str, torch.Tensor]
@@ -606,7 +607,7 @@ def test_an_average_in_a_folder_of_its_own(tmp_path: Path) -> None:
 
 
 def apply(path: Path, output: Path, **options: Any) -> Any:
-    plan = make_stored_plan(find_stored_average(path), str(output), **options)
+    plan = make_stored_plan(find_stored_average(path), str(output), Policy(**options))
     execute(plan)
     return torch.load(output, weights_only=False)
 
@@ -680,7 +681,7 @@ def test_the_average_is_written_in_the_weights_own_type_unless_asked(tmp_path: P
 
 def test_the_optimizer_of_the_trained_weights_is_never_kept(timm: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="belongs to the trained weights"):
-        make_stored_plan(find_stored_average(timm), str(tmp_path / "out.pt"), keep_state=True)
+        make_stored_plan(find_stored_average(timm), str(tmp_path / "out.pt"), policy=Policy(keep_state=True))
 
 
 # --- Pickled modules, and what ckpttool.training stores ----------------------------------------------------------

@@ -29,7 +29,7 @@ from ckpttool.formats.tensorflow import leveldb as leveldb_table
 from ckpttool.formats.tensorflow import protobuf as protobuf_wire
 from ckpttool.formats.tensorflow.entries import Entry
 from ckpttool.formats.tensorflow.object_graph import OBJECT_GRAPH, prune_object_graph
-from ckpttool.planning.plan import make_plan
+from ckpttool.planning.planner import make_plan
 from ckpttool.selection.discovery import discover, from_paths
 from ckpttool.tensors import DTYPES, Artifact, OutputTensor
 
@@ -327,13 +327,13 @@ def test_the_average_of_a_run_is_a_model_directory_of_its_own(tmp_path):
     """As OpenNMT-tf writes it: the bundle and its ``checkpoint`` file lie in avg/ itself."""
     for step in (1, 2):
         write(tmp_path, {"w": np.full(2, step, np.float32)}, prefix=f"ckpt-{step}")
-    plan = make_plan(discover(tmp_path).last(2).entries, f"{tmp_path / 'avg'}/")
+    plan = make_plan(discover(tmp_path).last(2), f"{tmp_path / 'avg'}/")
     execute(plan)
     names = {"checkpoint", "ckpt-2.index", "ckpt-2.data-00000-of-00001"}
     assert {path.name for path in (tmp_path / "avg").iterdir()} == names
     # A separator at its end makes no other place of it, so it is no advice.
     with pytest.raises(OutputExistsError) as caught:
-        make_plan(discover(tmp_path).last(2).entries, tmp_path / "avg")
+        make_plan(discover(tmp_path).last(2), tmp_path / "avg")
     assert caught.value.hint == "--force replaces an earlier output; -o writes somewhere else."
 
 
@@ -344,8 +344,8 @@ def test_the_engine_writes_checksums_that_match_however_it_cuts_the_work(tmp_pat
     for step in (1, 2, 3):
         arrays = {n: rng.standard_normal(s).astype("float16" if "half" in n else "float32") for n, s in shapes.items()}
         write(tmp_path, {**arrays, "save_counter": np.array(step)}, prefix=f"ckpt-{step}")
-    members = from_paths([tmp_path / f"ckpt-{step}.index" for step in (1, 2, 3)]).entries
-    execute(make_plan(members, tmp_path / "avg"), jobs=jobs)
+    found = from_paths([tmp_path / f"ckpt-{step}.index" for step in (1, 2, 3)])
+    execute(make_plan(found, tmp_path / "avg"), jobs=jobs)
     out = open_checkpoint(tmp_path / "avg")
     verify(out)
     assert out.path.is_dir()

@@ -18,7 +18,7 @@ from filler import artifact_like, fill, loaded, mean
 from ckpttool.engine import execute
 from ckpttool.errors import UnreadableError
 from ckpttool.formats.tensorflow import bundle as bundles
-from ckpttool.planning.plan import make_plan
+from ckpttool.planning.planner import make_plan
 from ckpttool.selection.discovery import from_paths
 
 pytestmark = [
@@ -214,7 +214,7 @@ def saved(tf, directory, seed):
 def test_what_tensorflow_refuses_is_refused(tf, tmp_path, key, position):
     prefixes = [saved(tf, tmp_path, seed) for seed in (1, 2)]
     paths = [prefix.with_name(f"{prefix.name}.index") for prefix in prefixes]
-    execute(make_plan(from_paths(paths).entries, tmp_path / "sound"))
+    execute(make_plan(from_paths(paths), tmp_path / "sound"))
     full = f"{key}/.ATTRIBUTES/VARIABLE_VALUE"
     reader = tf.train.load_checkpoint(str(tmp_path / "sound/ckpt-2"))
     assert reader.get_tensor("words/.ATTRIBUTES/VARIABLE_VALUE").tolist() == [b"the", b"", b"words" * 50]
@@ -227,5 +227,5 @@ def test_what_tensorflow_refuses_is_refused(tf, tmp_path, key, position):
     with pytest.raises(tf.errors.OpError):
         tf.train.load_checkpoint(str(prefixes[1])).get_tensor(full)
     with pytest.raises(UnreadableError, match=f"{key}.* is damaged"):
-        execute(make_plan(from_paths(paths).entries, tmp_path / "out"))
+        execute(make_plan(from_paths(paths), tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,9 @@ from ckpttool.errors import CkpttoolError, MismatchError, NonFiniteError, Unread
 from ckpttool.formats import open_checkpoint
 from ckpttool.formats.tensorflow import entries as bundle_entries
 from ckpttool.formats.tensorflow.entries import Entry
-from ckpttool.planning.plan import Plan, make_plan
+from ckpttool.planning.plan import Plan
+from ckpttool.planning.planner import make_plan
+from ckpttool.planning.request import Members, Policy
 from ckpttool.reading.scratch import Scratch
 from ckpttool.reading.sources import Sources
 from ckpttool.reading.verification import Verification
@@ -79,8 +82,8 @@ def flip(extent: Extent, position: int, bit: int = 0) -> None:
     extent.path.write_bytes(data)
 
 
-def plan_of(paths: list[Path], output: Path, **options: object) -> Plan:
-    return make_plan(from_paths(paths).entries, output, **options)  # type: ignore[arg-type]
+def plan_of(paths: list[Path], output: Path, **options: Any) -> Plan:
+    return make_plan(from_paths(paths), output, policy=Policy(**options))
 
 
 def refused(plan: Plan, says: str, *, jobs: int = 2) -> UnreadableError:
@@ -287,7 +290,7 @@ def test_several_averages_in_one_pass_are_checked_once(tmp_path: Path, monkeypat
 
 def test_one_file_as_two_members_is_no_damage(tmp_path: Path) -> None:
     path = bundle(tmp_path / "in", 1)
-    plan = make_plan(from_paths([path]).entries * 3, tmp_path / "out")
+    plan = make_plan(Members(from_paths([path]).entries * 3), tmp_path / "out")
     execute(plan, chunk_elements=CHUNK)
     shutil.rmtree(plan.output)
     flip(open_checkpoint(path).weights["net/large"].storage, -1)

@@ -20,7 +20,8 @@ from ckpttool.errors import OutputExistsError, UnreadableError, UnsupportedError
 from ckpttool.formats import open_checkpoint
 from ckpttool.formats.directories.zero_partitions import read_partitions
 from ckpttool.planning.matching import ties
-from ckpttool.planning.plan import make_plan
+from ckpttool.planning.planner import make_plan
+from ckpttool.planning.request import Policy
 from ckpttool.selection.discovery import discover, from_paths
 
 SHAPES = {"a.weight": (3, 5), "a.bias": (3,), "b.weight": (2, 3, 4), "scale": (), "empty": (0, 3), "c": (7, 1)}
@@ -51,8 +52,8 @@ def mean(*members):
 
 
 def average(paths, output, section=None, **more):
-    entries = discover(paths).entries if not isinstance(paths, list) else from_paths(paths, section=section).entries
-    plan = make_plan(entries, output, **more)
+    found = discover(paths) if not isinstance(paths, list) else from_paths(paths, section=section)
+    plan = make_plan(found, output, policy=Policy(**more))
     execute(plan)
     return plan
 
@@ -179,7 +180,7 @@ def test_the_memory_that_a_plan_states_counts_the_slices(tmp_path):
     average(tmp_path, tmp_path / "first.pt")  # what is imported and kept for good
     gc.collect()
     tracemalloc.start()
-    plan = make_plan(discover(tmp_path).entries, tmp_path / "x.pt")
+    plan = make_plan(discover(tmp_path), tmp_path / "x.pt")
     execute(plan, jobs=1)
     taken = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

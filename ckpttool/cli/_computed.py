@@ -14,7 +14,7 @@ import click
 from ckpttool.cli._options import PolicyOptions, RunOptions, SelectionOptions
 from ckpttool.cli._output import Output
 from ckpttool.cli._report import Details
-from ckpttool.cli._steps import plan_keywords, run_plans, select
+from ckpttool.cli._steps import policy_of, run_plans, select
 from ckpttool.errors import MismatchError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -73,29 +73,24 @@ def apply_computed(
 ) -> None:
     """Average a run's checkpoints as a moving average would have, at one length or several in one pass."""
     from ckpttool.coefficients.lengths import compute
-    from ckpttool.planning.plan import make_plan
+    from ckpttool.planning.planner import make_plan
+    from ckpttool.planning.request import Operation, OutputForm, members_of
 
     found = _by_step(select(checkpoints, selection, take_all=True))
     steps, notes = _steps(found)
     chosen, more = _unit(unit, steps, wanted)
     own = _without_their_own(found)
-    notes = [*found.notes, *notes, *more, *own.notes]
+    notes = [*notes, *more, *own.notes]
     outputs = output_names(checkpoints, output, wanted)
     computed = [compute(one, steps, len(found.entries), unit=chosen, quadrature=quadrature) for one in wanted]
     plans = [
         make_plan(
-            own.members,
+            members_of(found, entries=own.members, notes=notes, warnings=one.warnings),
             name,
             coefficients=one.coefficients,
-            operation="ema-apply",
-            drop=own.drop,
-            selection=found.why,
-            unit=found.unit,
-            skipped=found.skipped,
-            notes=notes,
-            warnings=(*found.warnings, *one.warnings),
-            details={"length": str(one.wanted), "unit": one.unit, "quadrature": quadrature},
-            **plan_keywords(policy, run),
+            policy=policy_of(policy, run),
+            operation=Operation("ema-apply", {"length": str(one.wanted), "unit": one.unit, "quadrature": quadrature}),
+            form=OutputForm(drop=own.drop),
         )
         for one, name in zip(computed, outputs, strict=True)
     ]

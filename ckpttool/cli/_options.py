@@ -18,8 +18,7 @@ import click
 from ckpttool.cli._output import Output
 
 if TYPE_CHECKING:
-    from ckpttool.planning.matching import KeyPolicy
-    from ckpttool.planning.plan import IntegerPolicy, OutputDType
+    from ckpttool.planning.request import IntegerPolicy, KeyPolicy, OutputDType
 
 __all__ = [
     "PolicyOptions",

@@ -11,7 +11,7 @@ from ckpttool.cli._computed import output_names
 from ckpttool.cli._options import PolicyOptions, RunOptions, SelectionOptions
 from ckpttool.cli._output import Output
 from ckpttool.cli._report import Details
-from ckpttool.cli._steps import plan_keywords, run_plans
+from ckpttool.cli._steps import policy_of, run_plans
 from ckpttool.errors import MismatchError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def apply_posthoc(
 ) -> None:
     """Synthesise averages of the wanted lengths from snapshots, or cut a segment of training out of two of them."""
     from ckpttool.coefficients.snapshots import profiles_of
-    from ckpttool.planning.plan import make_plan
+    from ckpttool.planning.planner import make_plan
+    from ckpttool.planning.request import Members, Operation, OutputForm
 
     paths, steps = _snapshots(checkpoints, selection)
     stored = profiles_of(paths, steps, profiles, update_every)
@@ -89,16 +90,16 @@ def apply_posthoc(
         shared = [(one, c) for one, c in zip(snapshots, result.coefficients, strict=True) if c]
         newest = max((one for one, _ in shared), key=lambda snapshot: snapshot.step or 0)
         plan = make_plan(
-            [one for one, _ in shared],
+            Members(
+                [one for one, _ in shared],
+                notes=notes if len(paths) <= 4 else [*notes, f"and {len(paths) - 4} more snapshots"],
+                warnings=result.warnings,
+            ),
             name,
             coefficients=[c for _, c in shared],
-            operation="ema-apply",
-            drop=newest.drop,
-            keep_container=not newest.renamed,
-            notes=notes if len(paths) <= 4 else [*notes, f"and {len(paths) - 4} more snapshots"],
-            warnings=result.warnings,
-            details={"length": result.text},
-            **plan_keywords(policy, run),
+            policy=policy_of(policy, run),
+            operation=Operation("ema-apply", {"length": result.text}),
+            form=OutputForm(keep_container=not newest.renamed, drop=newest.drop),
         )
         plans.append(plan)
     run_plans(plans, "ema-apply", run, out, [result.details for result in results])

@@ -10,7 +10,7 @@ from ckpttool.cli._options import PolicyOptions, RunOptions, SelectionOptions
 from ckpttool.cli._output import Output, format_bytes, format_count
 from ckpttool.cli._report import Details
 from ckpttool.cli._show import check_shown
-from ckpttool.cli._steps import default_output, plan_keywords, run_plans, select
+from ckpttool.cli._steps import default_output, policy_of, run_plans, select
 from ckpttool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def average_window(
             )
     found = select(checkpoints, selection, with_start=True)
     name = default_output(checkpoints, output, "avg")
-    plan, window = make_window_plan(found, name, **plan_keywords(policy, run))
+    plan, window = make_window_plan(found, name, policy_of(policy, run))
     check_shown(show, plan, dry_run=run.dry_run)
     run_plans([plan], "average", run, out, [_details(plan, window)], show=show)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ckpttool.cli import _report
 from ckpttool.cli._options import PolicyOptions, RunOptions, SelectionOptions
@@ -14,9 +14,10 @@ from ckpttool.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from ckpttool.planning.plan import Plan
+    from ckpttool.planning.request import Policy
     from ckpttool.selection.choice import Discovery
 
-__all__ = ["default_output", "plan_keywords", "run_plans", "select"]
+__all__ = ["default_output", "policy_of", "run_plans", "select"]
 
 
 def select(
@@ -132,17 +133,19 @@ def default_output(checkpoints: Sequence[Path], output: str | None, folder: str)
     raise UsageError("a list of checkpoints needs an output", hint="For example: -o averaged.safetensors")
 
 
-def plan_keywords(policy: PolicyOptions, run: RunOptions) -> dict[str, Any]:
-    """The keywords of `make_plan` that the options decide."""
-    return {
-        "dtype": policy.dtype,
-        "keys": policy.keys,
-        "integers": policy.integers,
-        "keep_state": policy.keep_state,
-        "allow_nonfinite": policy.allow_nonfinite,
-        "max_shard_bytes": policy.max_shard_size,
-        "force": run.force,
-    }
+def policy_of(policy: PolicyOptions, run: RunOptions) -> Policy:
+    """The policy that the options say."""
+    from ckpttool.planning.request import Policy
+
+    return Policy(
+        dtype=policy.dtype,
+        keys=policy.keys,
+        integers=policy.integers,
+        keep_state=policy.keep_state,
+        allow_nonfinite=policy.allow_nonfinite,
+        max_shard_size=policy.max_shard_size,
+        force=run.force,
+    )
 
 
 def run_plans(

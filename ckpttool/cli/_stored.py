@@ -10,7 +10,7 @@ from ckpttool._version import __version__
 from ckpttool.cli._options import PolicyOptions, RunOptions
 from ckpttool.cli._output import Output, format_bytes, format_count
 from ckpttool.cli._report import SCHEMA_VERSION, Details
-from ckpttool.cli._steps import run_plans
+from ckpttool.cli._steps import policy_of, run_plans
 from ckpttool.errors import UsageError
 from ckpttool.text import first_names
 
@@ -43,14 +43,7 @@ def apply_stored(
             hint=f"For example: -o {path.name.split('.')[0]}-ema.safetensors; "
             "--list says what was found, and what its numbers say.",
         )
-    plan = make_stored_plan(
-        found,
-        output,
-        dtype=policy.dtype,
-        keep_state=policy.keep_state,
-        force=run.force,
-        allow_nonfinite=policy.allow_nonfinite,
-    )
+    plan = make_stored_plan(found, output, policy_of(policy, run))
     verb = "Writing" if found.in_place else "Applying"
     details = Details(
         rows=[("average", _said(found)), ("because", found.why), ("covers", _covers(found))],

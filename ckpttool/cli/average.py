@@ -85,9 +85,10 @@ def average(
         return
     from ckpttool.cli._anneal import annealing
     from ckpttool.cli._show import check_shown
-    from ckpttool.cli._steps import default_output, plan_keywords, run_plans, select
+    from ckpttool.cli._steps import default_output, policy_of, run_plans, select
     from ckpttool.coefficients.weights import explicit
-    from ckpttool.planning.plan import make_plan
+    from ckpttool.planning.planner import make_plan
+    from ckpttool.planning.request import Operation
 
     if anneal is not None and weights is not None:
         raise UsageError("--anneal and --weights both say what the coefficients are", hint="Leave out one of the two.")
@@ -97,16 +98,11 @@ def average(
     if annealed is not None:
         found, coefficients = annealed.found, annealed.coefficients
     plan = make_plan(
-        found.entries,
+        found,
         default_output(checkpoints, output, "avg"),
         coefficients=coefficients,
-        selection=found.why,
-        unit=found.unit,
-        skipped=found.skipped,
-        notes=found.notes,
-        warnings=found.warnings,
-        details=annealed.provenance if annealed else None,
-        **plan_keywords(policy, run),
+        policy=policy_of(policy, run),
+        operation=Operation(details=annealed.provenance) if annealed else Operation(),
     )
     check_shown(show, plan, dry_run=run.dry_run)
     run_plans([plan], "average", run, out, [annealed.details if annealed else None], show=show)

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ckpttool.coefficients.posthoc import window_from_running_means
 from ckpttool.ema.running_means import RunningMean, find_running_mean
 from ckpttool.errors import MismatchError, UsageError
 from ckpttool.planning.matching import wrapper_prefix
-from ckpttool.planning.plan import Plan, make_plan
+from ckpttool.planning.plan import Plan
+from ckpttool.planning.planner import make_plan
+from ckpttool.planning.request import Operation, OutputForm, Policy, members_of
 from ckpttool.selection.choice import Discovery
 from ckpttool.tensors import Checkpoint, Skipped
 from ckpttool.text import first_names
@@ -156,7 +158,7 @@ class _Mean:
     step: int | None
 
 
-def make_window_plan(found: Discovery, output: str, **policies: Any) -> tuple[Plan, Window]:
+def make_window_plan(found: Discovery, output: str, policy: Policy = Policy()) -> tuple[Plan, Window]:
     """Plan the mean over the window from the first selected checkpoint to the last. No weight is read.
 
     The output is the newest's container with the mean for its weights, in their own types; the running mean itself
@@ -164,8 +166,8 @@ def make_window_plan(found: Discovery, output: str, **policies: Any) -> tuple[Pl
 
     Args:
         found: The selected checkpoints; see `find_window`.
-        output: The file to write; see `ckpttool.planning.plan.make_plan`.
-        **policies: `dtype`, `keys`, `integers`, `force`, `allow_nonfinite`, `max_shard_bytes` of that function.
+        output: The file to write; see `ckpttool.planning.planner.make_plan`.
+        policy: What to do where the two differ; `keep_state` is refused.
 
     Raises:
         UsageError: As `find_window`, or `keep_state`.
@@ -173,7 +175,7 @@ def make_window_plan(found: Discovery, output: str, **policies: Any) -> tuple[Pl
         OutputExistsError: See `make_plan`.
         WriteError: See there.
     """
-    if policies.pop("keep_state", False):
+    if policy.keep_state:
         raise UsageError(
             "--keep-state: training that goes on from a window's mean would go on from the wrong running mean, too",
             hint="Resume from the checkpoint itself; the output is for inference.",
@@ -182,36 +184,41 @@ def make_window_plan(found: Discovery, output: str, **policies: Any) -> tuple[Pl
     stop = window.stop
     first, last = window.entries
     plan = make_plan(
-        [_Mean(window.start.view(), first.step), _Mean(stop.view(), last.step)],
+        members_of(
+            found,
+            entries=[_Mean(window.start.view(), first.step), _Mean(stop.view(), last.step)],
+            skipped=_skipped(found, window),
+            notes=_notes(window),
+            warnings=_warnings(window),
+        ),
         output,
         coefficients=window.coefficients,
-        drop=stop.average.drop,
-        keep_container=not stop.average.renamed,
-        like=stop.average.trained,
-        from_newest=stop.not_averaged,
-        selection=found.why,
-        unit=found.unit,
-        skipped=_skipped(found, window),
-        notes=(*found.notes, *_notes(window)),
-        warnings=(*found.warnings, *_warnings(window)),
-        details={
-            "window_from_running_mean": {
-                "framework": stop.average.framework,
-                "where": stop.average.where,
-                "after": window.start.count,
-                "up_to": stop.count,
-                "unit": stop.unit,
+        policy=policy,
+        operation=Operation(
+            details={
+                "window_from_running_mean": {
+                    "framework": stop.average.framework,
+                    "where": stop.average.where,
+                    "after": window.start.count,
+                    "up_to": stop.count,
+                    "unit": stop.unit,
+                }
             }
-        },
-        **policies,
+        ),
+        form=OutputForm(
+            keep_container=not stop.average.renamed,
+            drop=stop.average.drop,
+            like=stop.average.trained,
+            from_newest=stop.not_averaged,
+        ),
     )
-    return replace(plan, notes=(*plan.notes, *_narrowed(plan, window, policies.get("dtype", "same")))), window
+    return replace(plan, notes=(*plan.notes, *_narrowed(plan, window, policy.dtype))), window
 
 
 def _skipped(found: Discovery, window: Window) -> Sequence[Skipped]:
     inside = [entry for entry in found.entries if entry not in window.entries]
     reason = "inside the window: only its ends are read"
-    return [*found.skipped, *(Skipped(entry.path, reason) for entry in inside)]
+    return [Skipped(entry.path, reason) for entry in inside]
 
 
 def _notes(window: Window) -> list[str]:

@@ -9,7 +9,9 @@ from ckpttool.ema.stored_average import StoredAverage
 from ckpttool.errors import UsageError
 from ckpttool.planning.destination import find_place
 from ckpttool.planning.matching import ties
-from ckpttool.planning.plan import Member, OutputDType, Plan, PlannedTensor, Term, assemble, output_tensor
+from ckpttool.planning.plan import Member, Plan, PlannedTensor, Term
+from ckpttool.planning.planner import assemble, output_tensor
+from ckpttool.planning.request import OutputDType, Policy
 from ckpttool.tensors import TensorId
 
 __all__ = ["make_stored_plan"]
@@ -18,28 +20,22 @@ __all__ = ["make_stored_plan"]
 def make_stored_plan(
     found: StoredAverage,
     output: str,
-    *,
-    dtype: OutputDType = "same",
-    keep_state: bool = False,
-    force: bool = False,
-    allow_nonfinite: bool = False,
+    policy: Policy = Policy(),
 ) -> Plan:
     """Plan the output that has the average for its weights. No weight is read, and nothing is written.
 
     Args:
         found: The average.
         output: The file to write; its suffix chooses the format.
-        dtype: Element type of the averaged tensors; "same" is that of the trained weights.
-        keep_state: Refused: an optimizer's state belongs to the trained weights.
-        force: Replace an existing output.
-        allow_nonfinite: Let NaN and infinity pass.
+        policy: What the output keeps. The dtype "same" is that of the trained weights; `keep_state` is refused, since
+            an optimizer's state belongs to the trained weights.
 
     Raises:
         UsageError: `keep_state`, or an output that nothing can write.
         OutputExistsError: The output exists (without `force`) or is an input.
         WriteError: The output's directory cannot be written, or the disk has no room.
     """
-    if keep_state:
+    if policy.keep_state:
         raise UsageError(
             "--keep-state: the optimizer's state belongs to the trained weights, and would be wrong for their average",
             hint="Resume from the checkpoint itself; the output is for inference.",
@@ -52,13 +48,13 @@ def make_stored_plan(
         output,
         [member.checkpoint for member in members],
         keep_state=False,
-        force=force,
+        force=policy.force,
         keep_container=not found.renamed,
     )
     weights = {("", name): spec for name, spec in found.weights().items()}
     tied = ties(weights)
     tensors = tuple(
-        _planned(name, found, len(members) - 1, dtype, keeps_order=place.template is not None)
+        _planned(name, found, len(members) - 1, policy.dtype, keeps_order=place.template is not None)
         for name in weights
         if name not in tied
     )
@@ -76,13 +72,12 @@ def make_stored_plan(
                 {"name": member.checkpoint.path.name, "step": member.step, "coefficient": member.coefficient}
                 for member in members
             ],
-            "dtype": dtype,
+            "dtype": policy.dtype,
             "average": {"framework": found.framework, "where": found.where, "applied_already": found.in_place},
         },
-        force=force,
-        allow_nonfinite=allow_nonfinite,
+        policy=policy,
     )
-    return _with_notes(plan, found, dtype)
+    return _with_notes(plan, found, policy.dtype)
 
 
 def _planned(

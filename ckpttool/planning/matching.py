@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from ckpttool.errors import MismatchError
+from ckpttool.planning.request import KeyPolicy
 from ckpttool.tensors import Checkpoint, TensorId, TensorSpec
 from ckpttool.text import first_names, tensor_label
 
-__all__ = ["WRAPPERS", "KeyPolicy", "Matched", "match", "ties", "wrapper_prefix"]
-
-KeyPolicy = Literal["strict", "intersection", "newest"]
+__all__ = ["WRAPPERS", "Matched", "match", "ties", "wrapper_prefix"]
 
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.")
 """Prefixes that DDP and DataParallel, torch.compile, FSDP and Lightning Fabric put before every name."""

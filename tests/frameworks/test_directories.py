@@ -12,7 +12,8 @@ from absent import stand_in
 
 from ckpttool.api import average
 from ckpttool.engine.run import execute
-from ckpttool.planning.plan import make_plan
+from ckpttool.planning.planner import make_plan
+from ckpttool.planning.request import Policy
 from ckpttool.selection.discovery import discover
 
 stand_in("torchaudio")
@@ -47,7 +48,7 @@ def test_from_pretrained_loads_the_mean_of_shards(tmp_path, sizes, limit):
     models = [gpt2(seed) for seed in range(3)]
     for step, (model, size) in enumerate(zip(models, sizes, strict=True), 1):
         model.save_pretrained(tmp_path / f"checkpoint-{step}", max_shard_size=size)
-    execute(make_plan(discover(tmp_path).last(3).entries, f"{tmp_path}/avg/", max_shard_bytes=limit))
+    execute(make_plan(discover(tmp_path).last(3), f"{tmp_path}/avg/", policy=Policy(max_shard_size=limit)))
     loaded, report = GPT2LMHeadModel.from_pretrained(tmp_path / "avg" / "checkpoint-3", output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
@@ -111,7 +112,7 @@ def test_a_run_of_the_trainer(tmp_path):
     found = discover(tmp_path / "run")
     assert (found.layout, [entry.step for entry in found.entries]) == ("huggingface", [2, 4, 6])
     assert [entry.checkpoint.step for entry in found.entries] == [2, 4, 6]
-    plan = make_plan(found.last(3).entries, f"{tmp_path}/run/avg/")
+    plan = make_plan(found.last(3), f"{tmp_path}/run/avg/")
     execute(plan)
     output = tmp_path / "run" / "avg" / "checkpoint-6"
     assert sorted(os.listdir(output)) == ["config.json", "generation_config.json", "model.safetensors"]
@@ -200,7 +201,7 @@ def test_a_checkpointer_of_speechbrain(tmp_path):
         models.append(objects["model"].state_dict())
     found = discover(tmp_path)
     assert (found.layout, len(found.entries)) == ("speechbrain", 2)
-    execute(make_plan(found.last(2).entries, f"{tmp_path}/avg/"))
+    execute(make_plan(found.last(2), f"{tmp_path}/avg/"))
     objects = recoverables(9)
     loaded = Checkpointer(tmp_path / "avg", recoverables=objects).recover_if_possible()
     assert loaded is not None
@@ -214,7 +215,7 @@ def test_the_index_of_the_split_is_that_of_huggingface_hub(tmp_path):
 
     for step in (1, 2):
         gpt2(step).save_pretrained(tmp_path / f"checkpoint-{step}")
-    plan = make_plan(discover(tmp_path).last(2).entries, tmp_path / "out", max_shard_bytes=7000)
+    plan = make_plan(discover(tmp_path).last(2), tmp_path / "out", policy=Policy(max_shard_size=7000))
     execute(plan)
     tensors = {name: torch.empty(tensor.shape) for (_, name), tensor in plan.artifact.tensors.items()}
     expected = split_torch_state_dict_into_shards(
