@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator
 
 import pytest
+from commands import Ran
 from hypothesis import settings
 
 from ckpttool.cli import main
@@ -17,21 +18,23 @@ if os.environ.get("CI"):
     settings.load_profile("judge")
 
 
-@dataclass(frozen=True)
-class Ran:
-    """What a command left behind."""
+_OF_THE_SHELL = re.compile(
+    "_?CKPTTOOL_.*|LC_.*|LANG|LANGUAGE|COLUMNS|LINES|TERM|COLORTERM|NO_COLOR|FORCE_COLOR|CLICOLOR.*|TTY_.*|JUPYTER_.*"
+    "|PYTHON(IOENCODING|UTF8|WARNINGS|DEVMODE|INSPECT|VERBOSE|UNBUFFERED|OPTIMIZE|PROFILEIMPORTTIME)"
+    "|RANK|WORLD_SIZE|LOCAL_.*|MASTER_.*|SLURM_.*|PMI_.*|OMPI_.*|TORCHELASTIC_.*|SOURCE_DATE_EPOCH|MPL.*|MATPLOTLIBRC"
+)
+"""Variables that change what commands print, how text is encoded, or how many processes a program believes in."""
 
-    exit_code: int
-    stdout: str
-    stderr: str
 
-
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test's outcome depends on no variable of the shell that runs it."""
-    monkeypatch.setenv("COLUMNS", "80")
-    for name in ("NO_COLOR", "FORCE_COLOR", "CKPTTOOL_DEBUG"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture(scope="session", autouse=True)
+def plain_environment() -> Iterator[None]:
+    """A test's outcome depends on no variable of the shell that runs it; commands in other processes inherit this."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in list(os.environ):
+            if _OF_THE_SHELL.fullmatch(name):
+                environment.delenv(name)
+        environment.setenv("COLUMNS", "80")
+        yield
 
 
 @pytest.fixture

@@ -12,22 +12,28 @@ import numpy as np
 from ckpttool.checksums import crc32c
 from ckpttool.checksums.by_kind import checksum
 from ckpttool.errors import UnreadableError
-from ckpttool.tensors import Artifact, Checkpoint, OutputFile, OutputTensor, TensorId, TensorSpec
+from ckpttool.tensors import Artifact, Checkpoint, Extent, OutputFile, OutputTensor, TensorId, TensorSpec
 
 
 def numpy_dtype(name: str) -> np.dtype:
     return np.dtype(getattr(ml_dtypes, name, name))
 
 
+def extent_bytes(extent: Extent) -> bytes:
+    """The plain bytes of an extent."""
+    with extent.path.open("rb") as file:
+        file.seek(extent.offset)
+        if extent.deflated is None:
+            data = file.read(extent.nbytes)
+        else:
+            data = zlib.decompress(file.read(extent.deflated), wbits=-15)
+    assert len(data) == extent.nbytes
+    return data
+
+
 def load(spec: TensorSpec) -> np.ndarray:
     """A tensor's elements, in native byte order."""
-    with spec.storage.path.open("rb") as file:
-        file.seek(spec.storage.offset)
-        if spec.storage.deflated is None:
-            data = file.read(spec.storage.nbytes)
-        else:
-            data = zlib.decompress(file.read(spec.storage.deflated), wbits=-15)
-    assert len(data) == spec.storage.nbytes
+    data = extent_bytes(spec.storage)
     stated = spec.storage.checksum
     if stated is not None and checksum(stated.kind, data) != stated.value:
         raise UnreadableError(f"{spec.storage.path}: damaged")
@@ -54,7 +60,16 @@ def artifact_like(checkpoint: Checkpoint, **changes: object) -> Artifact:
     return Artifact(**{"tensors": tensors, "template": checkpoint, **changes})
 
 
-def fill(files: Sequence[OutputFile], output: Path, artifact: Artifact, arrays: Mapping[TensorId, np.ndarray]) -> None:
+def element_bytes(array: np.ndarray, tensor: OutputTensor) -> bytes:
+    """The elements in the output's dtype and order of memory."""
+    array = array.astype(numpy_dtype(tensor.dtype.name))
+    axes = range(array.ndim) if tensor.strides is None else sorted(range(array.ndim), key=lambda a: -tensor.strides[a])
+    return np.ascontiguousarray(array.transpose(list(axes))).tobytes()
+
+
+def fill(
+    files: Sequence[OutputFile], output: Path, artifact: Artifact, arrays: Mapping[TensorId, np.ndarray | bytes]
+) -> None:
     """Write the files of an output. Nothing may overlap, and nothing may reach beyond a file's end."""
     checksums: dict[str, dict[int, int]] = {}
     contents: dict[str, bytearray] = {}
@@ -63,18 +78,15 @@ def fill(files: Sequence[OutputFile], output: Path, artifact: Artifact, arrays: 
         pieces = list(file.literals)
         summed = {}
         for slot in file.slots:
-            strides = artifact.tensors[slot.tensor].strides
-            array = arrays[slot.tensor].astype(numpy_dtype(artifact.tensors[slot.tensor].dtype.name))
-            axes = range(array.ndim) if strides is None else sorted(range(array.ndim), key=lambda a: -strides[a])
-            summed[slot.offset] = np.ascontiguousarray(array.transpose(list(axes))).tobytes()
+            data = arrays[slot.tensor]
+            summed[slot.offset] = (
+                data if isinstance(data, bytes) else element_bytes(data, artifact.tensors[slot.tensor])
+            )
             assert len(summed[slot.offset]) == slot.nbytes
         for copy in file.copies:
-            assert copy.source.deflated is None
-            with copy.source.path.open("rb") as source:
-                source.seek(copy.source.offset)
-                summed[copy.offset] = source.read(copy.source.nbytes)
+            summed[copy.offset] = extent_bytes(copy.source)
         assert len(summed) == len(file.slots) + len(file.copies)
-        add = zlib.crc32 if file.checksum == "crc32" else lambda data: crc32c.extend(0, data)
+        add = (lambda data: crc32c.extend(0, data)) if file.checksum == "crc32c" else zlib.crc32
         checksums[file.name] = {offset: add(data) for offset, data in summed.items()}
         end = 0
         for offset, data in sorted([*pieces, *summed.items()], key=lambda piece: piece[0]):

@@ -18,7 +18,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from conftest import Ran
+from commands import Ran
 
 import ckpttool
 from ckpttool.errors import UsageError

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import Ran
 from safetensors.torch import load_file
-
-from tests.conftest import Ran
 
 Run = Callable[..., Ran]
 

@@ -624,10 +624,12 @@ def test_an_exception_in_the_callers_code_leaves_nothing(two, tmp_path):
 def test_interrupted_nothing_is_left(two, tmp_path, number):
     script = textwrap.dedent(
         """
-        import sys, time
+        import signal, sys, time
         from pathlib import Path
         from plans import build_plan
         from ckpttool.engine.run import execute
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
         def wait(_):
             print("reading", flush=True)
@@ -648,7 +650,7 @@ def test_interrupted_nothing_is_left(two, tmp_path, number):
         assert process.stdout.readline() == b"reading\n"
         assert leftovers(tmp_path) != []
         process.send_signal(number)
-        process.wait(10)
+        process.wait(60)
     assert process.returncode == -number
     assert sorted(os.listdir(tmp_path)) == ["0.safetensors", "1.safetensors"]
 

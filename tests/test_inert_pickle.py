@@ -15,12 +15,12 @@ import pickle
 import pickletools
 import struct
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from counting import count_calls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -348,11 +348,12 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_pickles_end_in_one_error_at_once(name: str) -> None:
-    began = time.process_time()
-    with pytest.raises((UnreadableError, EOFError)):
-        load(HOSTILE[name], path="x.pt")
-    assert time.process_time() - began < 2
+def test_hostile_pickles_end_in_one_error_after_a_few_calls(name: str) -> None:
+    def read_it() -> None:
+        with pytest.raises((UnreadableError, EOFError)):
+            load(HOSTILE[name], path="x.pt")
+
+    assert count_calls(read_it) < 5_000
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
 """Every row of the table reads its framework's directory: entries in order, aliases and leavings with a reason."""
 
-import time
-
 import pytest
+from counting import count_calls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -368,9 +367,12 @@ def test_any_name_is_classified_without_a_crash(name, is_directory):
 
 
 @pytest.mark.parametrize("piece", ["epoch=1-", "-step=1_", "a--b=", "checkpoint_1_", "best.", "1.1-1"])
-def test_long_hostile_names_are_classified_quickly(piece):
+def test_a_long_malicious_name_takes_few_calls_to_classify(piece):
     name = (piece * 255)[:251] + ".ckp"
-    start = time.perf_counter()
-    for row in LAYOUTS:
-        classify(row, {name: None, name[:-4] + ".ckpt": None})
-    assert time.perf_counter() - start < 2
+
+    def classify_it() -> None:
+        for row in LAYOUTS:
+            classify(row, {name: None, name[:-4] + ".ckpt": None})
+
+    classify_it()  # compiles the regular expressions
+    assert count_calls(classify_it) < 200 * len(LAYOUTS)

@@ -80,11 +80,16 @@ def test_the_readme_shows_the_command_of_each_figure(name):
     assert (ROOT / "docs/figures" / name).is_file()
 
 
-def curves(svg: str) -> list[str]:
-    return [
-        " ".join(f"{float(n):.2f}" if n[-1].isdigit() else n for n in re.findall(r"[ML]|-?[\d.]+", path))
-        for path in re.findall(r'<g id="curve\d+">\s*<path d="([^"]*)"', svg)
-    ]
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+
+
+def without_hashes(svg: str) -> str:
+    """Identifiers are hashes of coordinates."""
+    return re.sub(r'(?<=["#])[mp][0-9a-f]{10}(?=[")])', "", svg)
+
+
+def numbers(svg: str) -> list[float]:
+    return [float(number) for number in _NUMBER.findall(svg)]
 
 
 def test_the_figures_are_what_the_commands_draw(run, tmp_path):
@@ -93,9 +98,11 @@ def test_the_figures_are_what_the_commands_draw(run, tmp_path):
     for name, options in FIGURES.items():
         assert run("lr-plot-table", *shlex.split(options), "-q", "-o", tmp_path / name).exit_code == 0
     for name in FIGURES:
-        committed = (ROOT / "docs/figures" / name).read_text(encoding="utf-8")
-        again = (tmp_path / name).read_text(encoding="utf-8")
+        committed = without_hashes((ROOT / "docs/figures" / name).read_text(encoding="utf-8"))
+        again = without_hashes((tmp_path / name).read_text(encoding="utf-8"))
         if drawn in committed:
-            assert again == committed
-        assert len(curves(again)) == (2 if "--compare" in FIGURES[name] else 1)
-        assert len(curves(again)) == len(curves(committed))
+            # Everything but the last digits of coordinates, which logarithms of another processor may change.
+            assert _NUMBER.sub("0", again) == _NUMBER.sub("0", committed)
+            assert numbers(again) == pytest.approx(numbers(committed), abs=1e-3)
+        for svg in (again, committed):
+            assert len(re.findall(r'<g id="curve\d+">', svg)) == (2 if "--compare" in FIGURES[name] else 1)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import Ran
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -23,7 +24,6 @@ from ckpttool.errors import MismatchError, UsageError
 from ckpttool.formats import open_checkpoint
 from ckpttool.operations.running_mean_window import find_window, make_window_plan
 from ckpttool.training import MovingAverage
-from tests.conftest import Ran
 
 Run = Callable[..., Ran]
 State = dict[str, torch.Tensor]

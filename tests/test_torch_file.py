@@ -23,7 +23,7 @@ import ml_dtypes  # noqa: F401 (its dtypes are found by name)
 import numpy as np
 import pytest
 import torch
-from filling import extent_bytes, fill
+from filler import extent_bytes, fill
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -88,8 +88,9 @@ def artifact_of(checkpoint: Checkpoint, **options: Any) -> Artifact:
 
 
 def write(artifact: Artifact, path: Path, contents: Mapping[TensorId, bytes]) -> Path:
-    (output,) = torch_file.lay_out(artifact)
-    fill(output, path, contents)
+    files = torch_file.lay_out(artifact)
+    assert len(files) == 1
+    fill(files, path, artifact, contents)
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         for info in archive.infolist():

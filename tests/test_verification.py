@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Ran
+from commands import Ran
 from hypothesis import given
 from hypothesis import strategies as st
 
