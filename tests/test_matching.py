@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ckpttool.errors import MismatchError
-from ckpttool.planning.matching import match, ties, wrapper_prefix
+from ckpttool.formats.wrappers import wrapper_prefix
+from ckpttool.planning.matching import match, ties
 from ckpttool.tensors import DTYPES, Checkpoint, Extent, TensorSpec
 from ckpttool.text import first_names
 

@@ -14,7 +14,7 @@ from typing import Any
 from ckpttool.ema.alignment import Values
 from ckpttool.ema.candidates import MOVING_AVERAGE, RUNNING_MEAN, SWA, TEACHER, Seen, covered
 from ckpttool.ema.in_place import composer, lightning, mmengine, nequip, only_average
-from ckpttool.ema.name_maps import NameMap, fit, strip_wrappers
+from ckpttool.ema.name_maps import NameMap, fit
 from ckpttool.ema.parameter_lists import LISTS, flattened_list, plain_list
 from ckpttool.ema.state_dicts import averaged_model, component, ema_pytorch, lit_ema, mmcv, prefixed
 from ckpttool.ema.stored_average import StoredAverage, covering
@@ -22,6 +22,7 @@ from ckpttool.ema.trees import at, tensors_below, tree_of, walk
 from ckpttool.errors import UsageError
 from ckpttool.formats.section_names import KeyPath
 from ckpttool.formats.sections import dotted
+from ckpttool.formats.wrappers import strip_wrappers
 from ckpttool.tensors import Checkpoint
 
 __all__ = ["SLOTS", "Slot", "recognise"]

@@ -12,23 +12,18 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ckpttool.errors import MismatchError
-from ckpttool.planning.matching import WRAPPERS, wrapper_prefix
+from ckpttool.formats.wrappers import AVERAGE_WRAPPERS, wrapper_prefix
 from ckpttool.tensors import TensorSpec
 from ckpttool.text import first_names
 
 __all__ = [
-    "AVERAGE_WRAPPERS",
     "BOOKKEEPING",
     "NameMap",
     "describe_unplaced",
     "fit",
     "flatten",
     "resolve_flat",
-    "strip_wrappers",
 ]
-
-AVERAGE_WRAPPERS = (*WRAPPERS, "ema_model.", "online_model.", "shadow.", "averaged_model.")
-"""Prefixes that the keepers of averages put before every name, beside those of matching."""
 
 BOOKKEEPING = frozenset({"n_averaged", "initted", "step", "steps", "decay", "num_updates", "updates", "iteration"})
 """Tensors of a keeper of averages that are no weights: counters and settings."""
@@ -49,19 +44,6 @@ class NameMap:
     unplaced: tuple[str, ...] = ()
     changed: str = ""
     misshapen: tuple[tuple[str, str], ...] = ()
-
-
-def strip_wrappers(name: str, wrappers: Collection[str] = AVERAGE_WRAPPERS) -> str:
-    """A name without the prefixes of wrappers: from the front only, as often as they stand there.
-
-    >>> strip_wrappers("module._orig_mod.encoder.module.weight")
-    'encoder.module.weight'
-    """
-    while True:
-        following = next((wrapper for wrapper in wrappers if name.startswith(wrapper)), None)
-        if following is None:
-            return name
-        name = name[len(following) :]
 
 
 def fit(average: Mapping[str, TensorSpec], weights: Mapping[str, TensorSpec]) -> NameMap | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ckpttool.ema.alignment import numbered
 from ckpttool.ema.candidates import Seen, aligned
-from ckpttool.ema.name_maps import BOOKKEEPING, strip_wrappers
+from ckpttool.ema.name_maps import BOOKKEEPING
 from ckpttool.ema.stored_average import StoredAverage
 from ckpttool.ema.trees import walk
 from ckpttool.formats.sections import dotted
+from ckpttool.formats.wrappers import strip_wrappers
 from ckpttool.tensors import TensorSpec
 
 __all__ = ["LISTS", "flattened_list", "plain_list"]

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 
 from ckpttool.ema.candidates import MOVING_AVERAGE, TEACHER, Seen, covered
-from ckpttool.ema.name_maps import BOOKKEEPING, NameMap, fit, flatten, resolve_flat, strip_wrappers
+from ckpttool.ema.name_maps import BOOKKEEPING, NameMap, fit, flatten, resolve_flat
 from ckpttool.ema.stored_average import StoredAverage, applied, covering
 from ckpttool.errors import MismatchError
+from ckpttool.formats.wrappers import strip_wrappers
 from ckpttool.tensors import TensorSpec
 from ckpttool.text import first_names
 

@@ -17,7 +17,6 @@ __all__ = [
     "STEP_OFFSETS",
     "STEP_PATHS",
     "WEIGHT_SECTIONS",
-    "WRAPPERS",
     "KeyPath",
     "Replacement",
     "StateRow",
@@ -69,17 +68,6 @@ COPY_KEYS = re.compile(
     re.IGNORECASE,
 )
 """A key on the way to a set of weights beside the weights. It counts only if its names and shapes fit as well."""
-
-WRAPPERS = (
-    "module.",
-    "_orig_mod.",
-    "_fsdp_wrapped_module.",
-    "_forward_module.",
-    "ema_model.",
-    "online_model.",
-    "model.",
-)
-"""Prefixes that wrappers put in front of every name."""
 
 STEP_PATHS: tuple[KeyPath, ...] = (
     ("global_step",),

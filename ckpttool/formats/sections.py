@@ -23,10 +23,10 @@ from ckpttool.formats.section_names import (
     STEP_OFFSETS,
     STEP_PATHS,
     WEIGHT_SECTIONS,
-    WRAPPERS,
     KeyPath,
     Replacement,
 )
+from ckpttool.formats.wrappers import ALL_WRAPPERS, strip_wrappers
 from ckpttool.tensors import TensorSpec
 from ckpttool.text import first_names
 
@@ -337,17 +337,6 @@ def _pickled_objects(tree: Mapping[Any, Any]) -> str:
 # --- Copies ----------------------------------------------------------------------------------------------------
 
 
-def _strip(name: str) -> str:
-    """A name without the prefixes of wrappers, from the front only."""
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in WRAPPERS:
-            if name.startswith(prefix):
-                name, stripped = name[len(prefix) :], True
-    return name
-
-
 def _find_copies(
     tree: Mapping[Any, Any], weights: Mapping[str, KeyPath], apart: set[int], source: str
 ) -> dict[str, dict[str, KeyPath]]:
@@ -365,7 +354,7 @@ def _find_copies(
     for name, where in weights.items():
         shape = _at(tree, where).shape
         shapes[shape] = shapes.get(shape, 0) + 1
-        words = _strip(name).split(".")
+        words = strip_wrappers(name, ALL_WRAPPERS).split(".")
         known.update((".".join(words[start:]), shape) for start in range(len(words)))
     copies: dict[str, dict[str, KeyPath]] = {}
     taken: list[KeyPath] = []
@@ -382,7 +371,7 @@ def _find_copies(
                 continue  # The copy is further down: ``ema.module`` beside ``ema.updates``.
         specs = {name: _at(tree, where) for name, where in names.items()}
         if isinstance(node, Mapping):
-            fitting = sum((_strip(name), spec.shape) in known for name, spec in specs.items())
+            fitting = sum((strip_wrappers(name, ALL_WRAPPERS), spec.shape) in known for name, spec in specs.items())
         else:
             left = dict(shapes)
             fitting = 0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ckpttool.coefficients.posthoc import window_from_running_means
 from ckpttool.ema.running_means import RunningMean, find_running_mean
 from ckpttool.errors import MismatchError, UsageError
-from ckpttool.planning.matching import wrapper_prefix
+from ckpttool.formats.wrappers import wrapper_prefix
 from ckpttool.planning.plan import Plan
 from ckpttool.planning.planner import make_plan
 from ckpttool.planning.request import Operation, OutputForm, Policy, members_of

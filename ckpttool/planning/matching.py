@@ -5,18 +5,16 @@ Pure functions over `Checkpoint`s. Nothing is dropped or invented in silence: ea
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpttool.errors import MismatchError
+from ckpttool.formats.wrappers import wrapper_prefix
 from ckpttool.planning.request import KeyPolicy
 from ckpttool.tensors import Checkpoint, TensorId, TensorSpec
 from ckpttool.text import first_names, tensor_label
 
-__all__ = ["WRAPPERS", "Matched", "match", "ties", "wrapper_prefix"]
-
-WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.")
-"""Prefixes that DDP and DataParallel, torch.compile, FSDP and Lightning Fabric put before every name."""
+__all__ = ["Matched", "match", "ties"]
 
 
 @dataclass(frozen=True)
@@ -34,21 +32,6 @@ class Matched:
     found: tuple[Mapping[TensorId, TensorSpec], ...]
     notes: tuple[str, ...]
     alone: frozenset[TensorId] = frozenset()
-
-
-def wrapper_prefix(names: Collection[str], wrappers: Sequence[str] = WRAPPERS) -> str:
-    """The longest chain of wrapper prefixes that stands before every one of the names.
-
-    >>> wrapper_prefix(["module._orig_mod.a", "module._orig_mod.b"])
-    'module._orig_mod.'
-    """
-    prefix = ""
-    while names:
-        following = next((w for w in wrappers if all(name.startswith(prefix + w) for name in names)), None)
-        if following is None:
-            break
-        prefix += following
-    return prefix
 
 
 def ties(tensors: Mapping[TensorId, TensorSpec]) -> dict[TensorId, TensorId]:
