@@ -1,4 +1,4 @@
-"""Every row of the table reads its framework's directory: entries in order, aliases and leavings with a reason."""
+"""Every row of the table reads its framework's directory: entries in order, aliases and ignored with a reason."""
 
 import pytest
 from counting import count_calls
@@ -154,6 +154,10 @@ EXAMPLES = {
 }
 
 
+def reasons(ignored):
+    return {each.name: each.reason for each in ignored}
+
+
 def listing_of(entries, others, inner):
     listing = dict.fromkeys(entries, inner)
     directories = {"recipe_state", "hg", "latest", "release", "training_state", "step1000-merged", "step_1100.tmp"}
@@ -172,7 +176,7 @@ def test_a_row_recognises_its_own_directory_and_leaves_the_rest_out(name):
     found = detect(listing_of(entries, others, inner))
     assert found.layout.name == name, found.why
     assert {each: (named.step, named.epoch) for each, named in found.entries.items()} == entries
-    left_out = dict((*found.aliases, *found.leavings))
+    left_out = reasons((*found.aliases, *found.ignored))
     weights = [other for other in others if other != "params.txt"]
     assert set(left_out) >= set(weights)
     assert all(left_out.values())
@@ -191,7 +195,7 @@ def test_a_directory_without_weights_in_it_is_no_checkpoint(name):
     newest = list(entries)[-1]
     found = detect({**dict.fromkeys(entries, inner), newest: ("README.md",)})
     assert set(found.entries) == set(entries) - {newest}
-    assert "unfinished" in dict(found.leavings)[newest]
+    assert "unfinished" in reasons(found.ignored)[newest]
 
 
 @pytest.mark.parametrize(
@@ -230,9 +234,9 @@ def test_runs_beside_each_other_are_no_checkpoints_of_one_run():
 )
 def test_a_piece_without_what_it_belongs_to_is_said(layout, piece, owner):
     entries = EXAMPLES[layout][0]
-    reasons = dict(detect({**dict.fromkeys(entries), piece: None}).leavings)
-    assert reasons[piece] == f"belongs to {owner}, which is missing or left out"
-    assert "missing" not in dict(detect({**dict.fromkeys(entries), piece: None, owner: None}).leavings)[piece]
+    said = reasons(detect({**dict.fromkeys(entries), piece: None}).ignored)
+    assert said[piece] == f"belongs to {owner}, which is missing or left out"
+    assert "missing" not in reasons(detect({**dict.fromkeys(entries), piece: None, owner: None}).ignored)[piece]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +251,7 @@ def test_a_piece_without_what_it_belongs_to_is_said(layout, piece, owner):
 def test_torchtitan_saves_in_several_formats(inside):
     found = detect({"step-900": inside, "step-1000": inside, "step-1100": ("sharded",)})
     assert (found.layout.name, sorted(found.entries)) == ("torchtitan", ["step-1000", "step-900"])
-    assert "unfinished" in dict(found.leavings)["step-1100"]
+    assert "unfinished" in reasons(found.ignored)["step-1100"]
 
 
 def test_two_unknown_series_of_equal_length_are_a_question():
@@ -270,7 +274,7 @@ def test_two_unknown_series_of_equal_length_are_a_question():
 def test_temporary_names_are_left_out_with_a_reason(name):
     found = detect({"x_1.pt": None, "x_2.pt": None, name: None})
     assert name not in found.entries
-    assert name in dict(found.leavings)
+    assert name in reasons(found.ignored)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +282,7 @@ def test_temporary_names_are_left_out_with_a_reason(name):
 )
 def test_earlier_averages_are_left_out_by_name(name):
     found = detect({"x_1.pt": None, "x_2.pt": None, name: None})
-    assert "average" in dict(found.leavings)[name]
+    assert "average" in reasons(found.ignored)[name]
 
 
 @pytest.mark.parametrize(
@@ -286,7 +290,7 @@ def test_earlier_averages_are_left_out_by_name(name):
 )
 def test_aliases_are_left_out_by_name(name):
     found = detect({"x_1.pt": None, "x_2.pt": None, name: None})
-    assert name in dict(found.aliases)
+    assert name in reasons(found.aliases)
 
 
 def test_a_run_that_is_called_avg_is_not_an_average():

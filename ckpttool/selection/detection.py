@@ -15,7 +15,7 @@ from functools import lru_cache
 from ckpttool.errors import NotFoundError, UsageError
 from ckpttool.run_layouts import (
     COMMON_ALIASES,
-    COMMON_LEAVINGS,
+    COMMON_IGNORED,
     EARLIER_AVERAGE,
     HIDDEN,
     LAYOUTS,
@@ -23,11 +23,13 @@ from ckpttool.run_layouts import (
     WEIGHT_FILES,
     WEIGHT_SUFFIXES,
     Layout,
+    Reason,
     Rule,
 )
+from ckpttool.selection.metrics import sidecar
 from ckpttool.text import first_names
 
-__all__ = ["INCOMPLETE", "Classified", "Listing", "Named", "classify", "detect", "name_numbers"]
+__all__ = ["Classified", "Ignored", "Listing", "Named", "classify", "detect", "name_numbers"]
 
 Listing = Mapping[str, "Sequence[str] | None"]
 """Name to the names inside it, for a directory; None for a file."""
@@ -56,6 +58,19 @@ class Named:
         return (*counted, self.series) if self.series else tuple(counted)
 
 
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """A name that is not an entry: which, why, and that in words."""
+
+    name: str
+    code: Reason
+    reason: str
+
+
+def _ignored(name: str, code: Reason, **facts: object) -> Ignored:
+    return Ignored(name, code, code.say(**facts))
+
+
 @dataclass(frozen=True)
 class Classified:
     """Every name of a directory, as one layout sees it.
@@ -63,8 +78,8 @@ class Classified:
     Attributes:
         layout: The row.
         entries: The numbered checkpoints, by name.
-        aliases: (name, reason): further names of a checkpoint.
-        leavings: (name, reason): no checkpoints of this run.
+        aliases: Further names of a checkpoint.
+        ignored: Names that are not checkpoints of this run.
         unexplained: Names that look like checkpoints and fit nothing.
         evidence: How many further files of this framework are there.
         why: One sentence: which row, and why.
@@ -72,27 +87,26 @@ class Classified:
 
     layout: Layout
     entries: Mapping[str, Named]
-    aliases: tuple[tuple[str, str], ...] = ()
-    leavings: tuple[tuple[str, str], ...] = ()
+    aliases: tuple[Ignored, ...] = ()
+    ignored: tuple[Ignored, ...] = ()
     unexplained: tuple[str, ...] = ()
     evidence: int = 0
     why: str = field(default="", compare=False)
 
 
-INCOMPLETE = "unfinished or not a checkpoint"
-"""How the reason begins why a directory with a checkpoint's name is left out that lacks what marks one."""
-
-
 @lru_cache(maxsize=1 << 14)  # Forty rows ask the same of every name.
-def _first(rules: tuple[Rule, ...], name: str) -> str | None:
+def _first(rules: tuple[Rule, ...], name: str) -> Reason | None:
     return next((rule.reason for rule in rules if re.fullmatch(rule.pattern, name)), None)
 
 
-def _leaving(rules: tuple[Rule, ...], name: str, listing: Listing) -> str | None:
+def _own_rule(rules: tuple[Rule, ...], name: str, listing: Listing) -> Ignored | None:
     """Why a layout leaves a name out; also that what it belongs to is not there."""
     reason = _first(rules, name)
-    owner = None if reason is None else _owner(rules, name)
-    return reason if owner is None or owner in listing else f"belongs to {owner}, which is missing or left out"
+    if reason is None:
+        return None
+    owner = _owner(rules, name)
+    missing = owner is not None and owner not in listing
+    return _ignored(name, Reason.OWNER_MISSING, owner=owner) if missing else _ignored(name, reason)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -144,38 +158,38 @@ def classify(layout: Layout, listing: Listing) -> Classified:
         listing: The directory's names.
     """
     entries: dict[str, Named] = {}
-    aliases: list[tuple[str, str]] = []
-    leavings: list[tuple[str, str]] = []
+    aliases: list[Ignored] = []
+    ignored: list[Ignored] = []
     unexplained: list[str] = []
     evidence = 0
     for name in sorted(listing):
         inner = listing[name]
         is_ours = (inner is not None) == (layout.kind == "directory")
         looks = _looks_like_weights(name) or (inner is not None and _has_any(inner, WEIGHT_FILES))
-        own_leaving, own_alias = _leaving(layout.leavings, name, listing), _first(layout.aliases, name)
+        own_rule, own_alias = _own_rule(layout.ignored, name, listing), _first(layout.aliases, name)
         named = _named(layout, name) if is_ours else None
         common = _first((UNFINISHED,), name) or (_first((HIDDEN,), name) if named is None else None)
-        if common is not None and own_leaving is None:
-            if looks or _named(layout, name.split(".tmp")[0]) is not None or UNFINISHED.reason == common:
-                leavings.append((name, common))
-        elif own_leaving is not None:
-            leavings.append((name, own_leaving))
+        if common is not None and own_rule is None:
+            if looks or _named(layout, name.split(".tmp")[0]) is not None or common is UNFINISHED.reason:
+                ignored.append(_ignored(name, common))
+        elif own_rule is not None:
+            ignored.append(own_rule)
             evidence += 1
         elif own_alias is not None:
-            aliases.append((name, own_alias))
+            aliases.append(_ignored(name, own_alias))
             evidence += 1
         elif named is not None and inner is not None and layout.markers and not _has_any(inner, layout.markers):
             missing = " or ".join(layout.markers[:3])
-            leavings.append((name, f"{INCOMPLETE}: no {missing} in it"))
+            ignored.append(_ignored(name, Reason.UNFINISHED, missing=missing))
         elif named is not None:
             entries[name] = named
         elif looks or inner is not None:
             average = _first((EARLIER_AVERAGE,), name)
-            leaving = average or (_first(COMMON_LEAVINGS, name) if looks else None)
-            if leaving is not None:
-                leavings.append((name, leaving))
+            other = average or (_first(COMMON_IGNORED, name) if looks else None)
+            if other is not None:
+                ignored.append(_ignored(name, other))
             elif looks and (alias := _first(COMMON_ALIASES, name)) is not None:
-                aliases.append((name, alias))
+                aliases.append(_ignored(name, alias))
             elif looks:
                 unexplained.append(name)
         if any(fnmatchcase(name, glob) for glob in layout.carry if glob not in {"*", "*.json", "*.py", "*.yml"}):
@@ -185,14 +199,15 @@ def classify(layout: Layout, listing: Listing) -> Classified:
     if len(averages) < len(entries):
         for name in averages:
             del entries[name]
-            leavings.append((name, EARLIER_AVERAGE.reason))
+            ignored.append(_ignored(name, EARLIER_AVERAGE.reason))
+    evidence += sum(table in listing for table in layout.tables for _ in list(entries)[:3])
     evidence += sum(
-        template.format(stem=name.rsplit(".", 1)[0], name=name, step="*").split("/")[0] in listing
+        sidecar(template, name).split("/")[0] in listing
         for template in layout.sidecars
-        if "{name}/" not in template
+        if not template.startswith("{name}/")
         for name in list(entries)[:3]
     )
-    return Classified(layout, entries, tuple(aliases), tuple(leavings), tuple(unexplained), evidence)
+    return Classified(layout, entries, tuple(aliases), tuple(ignored), tuple(unexplained), evidence)
 
 
 # --- Directories that no row knows -----------------------------------------------------------------------------
@@ -239,7 +254,7 @@ def _generic(listing: Listing) -> list[Classified]:
         layout = Layout("generic", (), "directory" if is_directory else "file", weights=WEIGHT_FILES)
         others = tuple(name for name in base.unexplained if name not in entries)
         why = f"no framework's pattern fits; {len(entries)} names follow {template}"
-        found.append(Classified(layout, entries, base.aliases, base.leavings, others, 0, why))
+        found.append(Classified(layout, entries, base.aliases, base.ignored, others, 0, why))
     return sorted(found, key=lambda each: (-len(each.entries), min(each.entries)))
 
 
@@ -298,7 +313,7 @@ def detect(listing: Listing, *, layout: str | None = None, where: str = "the dir
         first.layout,
         first.entries,
         first.aliases,
-        first.leavings,
+        first.ignored,
         first.unexplained,
         first.evidence,
         first.why or _why(first, level[1:], layout),
@@ -327,14 +342,14 @@ def _nothing_hint(listing: Listing, layout: str | None) -> str | None:
         return f"Looked for {' or '.join(row.entries)}." if row else None
     # The row that knows the most of them by name, although none is finished.
     rows = [classify(row, listing) for row in LAYOUTS if row.name != "dcp"]  # which knows any number
-    unfinished = max(([each for each in row.leavings if each[1].startswith(INCOMPLETE)] for row in rows), key=len)
+    unfinished = max(([each for each in row.ignored if each.code is Reason.UNFINISHED] for row in rows), key=len)
     if unfinished:
-        first = next(row for row in rows if set(unfinished) <= set(row.leavings))
-        return f"As {first.layout.name} has it, {unfinished[0][0]} is {unfinished[0][1]}" + (
+        first = next(row for row in rows if set(unfinished) <= set(row.ignored))
+        return f"As {first.layout.name} has it, {unfinished[0].name} is {unfinished[0].reason}" + (
             f"; {len(unfinished) - 1} more." if unfinished[1:] else "."
         )
     seen = classify(Layout("generic", ()), listing)
-    left = Counter(reason for _, reason in (*seen.aliases, *seen.leavings))
+    left = Counter(each.reason for each in (*seen.aliases, *seen.ignored))
     if left:
         reasons = ", ".join(f"{count} of them {reason}" for reason, count in left.most_common(3))
         return f"Left out: {reasons}. Name the files themselves to average them all the same."

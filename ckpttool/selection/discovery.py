@@ -21,9 +21,9 @@ from typing import Literal
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UsageError
 from ckpttool.formats import format_of_directory
 from ckpttool.formats.directories.parts import rank_folders
-from ckpttool.run_layouts import MARKED_FOLDERS
+from ckpttool.run_layouts import MARKED_FOLDERS, Reason
 from ckpttool.selection.choice import Discovery, Entry, Unit, stated_step, weights_file
-from ckpttool.selection.detection import INCOMPLETE, Classified, Named, classify, detect, name_numbers
+from ckpttool.selection.detection import Classified, Named, classify, detect, name_numbers
 from ckpttool.selection.families import parting, question, told
 from ckpttool.tensors import Checkpoint, Skipped
 from ckpttool.text import first_names
@@ -144,10 +144,10 @@ def discover(
         notes += told(entries)
         entries = [replace(entry, kind=()) for entry in entries]
     skipped += twins
-    skipped += [Skipped(directory / name, reason) for name, reason in found.leavings]
-    unfinished = [name for name, reason in found.leavings if reason.startswith(INCOMPLETE)]
+    skipped += [Skipped(directory / each.name, each.reason) for each in found.ignored]
+    unfinished = [each.name for each in found.ignored if each.code is Reason.UNFINISHED]
     if unfinished:
-        notes.append(f"left out, {INCOMPLETE}: {first_names(sorted(unfinished))}")
+        notes.append(f"left out, unfinished or not a checkpoint: {first_names(sorted(unfinished))}")
     skipped += _explain_aliases(directory, found, entries)
     return Discovery(
         directory,
@@ -320,7 +320,10 @@ def _explain_aliases(directory: Path, found: Classified, entries: list[Entry]) -
             sizes.setdefault(entry.path.stat().st_size, []).append(entry)
     skipped = []
     unnamed = f"not named as {found.layout.name} names its checkpoints"
-    for name, reason in (*found.aliases, *((name, unnamed) for name in found.unexplained)):
+    for name, reason in (
+        *((each.name, each.reason) for each in found.aliases),
+        *((name, unnamed) for name in found.unexplained),
+    ):
         path = directory / name
         twin = inodes.get(_inode(path))
         if twin is not None:

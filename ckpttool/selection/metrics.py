@@ -26,6 +26,7 @@ __all__ = [
     "name_metrics",
     "read_sidecar",
     "read_tables",
+    "sidecar",
     "sidecars_of",
 ]
 
@@ -218,6 +219,13 @@ def read_tables(directory: Path) -> Tables:
         tuple((name, read(directory / name)) for name, read in _BY_STEP.items() if (directory / name).is_file()),
         tuple((name, read(directory / name)) for name, read in _BY_EPOCH.items() if (directory / name).is_file()),
     )
+
+
+def sidecar(template: str, name: str) -> str:
+    """The file that a row's template means for a checkpoint; see `ckpttool.run_layouts.Layout.sidecars`."""
+    digits = re.search(r"\d+", name)
+    stem = re.sub(r"\.pth\.tar$|\.[^.]*$", "", name)
+    return template.format(name=name, stem=stem, digits=digits.group() if digits else "")
 
 
 def sidecars_of(path: Path, step: int | None) -> Iterator[Path]:

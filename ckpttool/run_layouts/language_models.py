@@ -1,0 +1,235 @@
+"""Language models, and trainers of any model. See `ckpttool.run_layouts`."""
+
+from __future__ import annotations
+
+from ckpttool.run_layouts.reasons import Reason
+from ckpttool.run_layouts.table import Layout, Rule
+
+__all__ = ["LAYOUTS"]
+
+_HF_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+)
+_SLICES = ("shard-*-model-*.safetensors", "sharded/shard-*-model-*.safetensors")
+"""What torch.distributed.checkpoint's HuggingFaceStorageWriter saves, a file for each rank."""
+
+_HF_CARRY = (
+    # config.json, generation_config.json, adapter_config.json, special_tokens_map.json, preprocessor_config.json, ...
+    "*.json",
+    "config*.yaml",
+    "tokenizer*",
+    "vocab*",
+    "merges*.txt",
+    "*.model",
+    "sentencepiece*",
+    "*.jinja",
+    "*.py",
+    "README.md",
+    "LICENSE*",
+)
+_HF_NEVER = (
+    "optimizer.*",
+    "optimizer_*",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*",
+    "random_states_*",
+    # accelerate's save_state
+    "scheduler.bin",
+    "scheduler_*.bin",
+    "sampler.bin",
+    "sampler_*.bin",
+    "dl_state_dict*.bin",
+    "custom_checkpoint_*.pkl",
+    "trainer_state.json",
+    "training_args.bin",
+    "global_step*",
+    "pytorch_model_fsdp*",
+    "latest",
+    "zero_to_fp32.py",
+    "zero_to_torch.py",
+    "optim.*",
+    "train.pt",
+    "recipe_state*",
+    "*_results.json",
+)
+
+LAYOUTS: tuple[Layout, ...] = (
+    Layout(
+        "huggingface",
+        (r"checkpoint-(?P<step>\d+)",),
+        "directory",
+        weights=_HF_WEIGHTS,
+        markers=(
+            *_HF_WEIGHTS,
+            # Variants and shards.
+            "model*.safetensors",
+            "pytorch_model*.bin",
+            "adapter_model*.safetensors",
+            "adapter_model*.bin",
+            "global_step*",
+            "pytorch_model_fsdp*",
+            *_SLICES,
+        ),
+        ignored=(
+            Rule(r"checkpoint-\d+-merged|.*-merged", Reason.MERGED),
+            Rule(r"runs", Reason.LOGS),
+            Rule(r"tmp-checkpoint-\d+", Reason.HALF_WRITTEN),
+        ),
+        aliases=(
+            Rule(r"(?:model|pytorch_model|adapter_model).*\.(?:safetensors|bin)", Reason.NEWEST),
+            Rule(r"training_args\.bin", Reason.STATE),
+        ),
+        carry=_HF_CARRY,
+        never=_HF_NEVER,
+        sidecars=("{name}/trainer_state.json",),
+        tables=("trainer_state.json",),
+    ),
+    Layout(
+        "diffusers",
+        (r"checkpoint-(?P<step>\d+)",),
+        "directory",
+        weights=("unet", "transformer", "pytorch_lora_weights.safetensors"),
+        markers=(
+            "unet",
+            "unet_ema",
+            "transformer",
+            "controlnet",
+            "prior",
+            "vqmodel",
+            "pytorch_lora_weights.safetensors",
+        ),
+        never=("optimizer.bin", "scheduler.bin", "random_states_*.pkl", "scaler.pt", "sampler*.bin"),
+    ),
+    Layout(
+        "nemo",
+        (r".*--.*=.*-epoch=(?P<epoch>\d+)(?:-step=(?P<step>\d+)(?:\.0)?(?:-.*)?)?\.ckpt",),
+        aliases=(Rule(r".*-last\.ckpt", Reason.NEWEST),),
+        ignored=(
+            Rule(r".*-EMA\.ckpt", Reason.MOVING_AVERAGE),
+            Rule(r".*-unfinished", Reason.HALF_WRITTEN_MARKER),
+            Rule(r".*-averaged\..*", Reason.AVERAGE),
+            Rule(r".*\.nemo", Reason.EXPORTED),
+        ),
+    ),
+    Layout(
+        "lightning",
+        (
+            r"(?:.*[-_])?epoch=(?P<epoch>\d+)(?:[-_].*?)?[-_]step=(?P<step>\d+)(?:[-_.].*)?\.ckpt",
+            r"(?:.*[-_])?step=(?P<step>\d+)(?:[-_].*?)?[-_]epoch=(?P<epoch>\d+)(?:[-_.].*)?\.ckpt",
+            r"(?:.*[-_])?step=(?P<step>\d+)(?:[-_.].*)?\.ckpt",
+            r"(?:.*[-_])?epoch=(?P<epoch>\d+)(?:[-_.].*)?\.ckpt",
+        ),
+        aliases=(Rule(r"last(?:-v\d+)?\.ckpt|.*-last\.ckpt", Reason.NEWEST),),
+        ignored=(Rule(r".*-EMA\.ckpt", Reason.MOVING_AVERAGE),),
+        carry=("hparams.yaml",),
+    ),
+    Layout(
+        "megatron",
+        (r"iter_(?P<step>\d+)",),
+        "directory",
+        weights=(".metadata", "mp_rank_*"),
+        markers=(".metadata", "mp_rank_*"),
+        aliases=(Rule(r"release", Reason.RELEASED),),
+        carry=("latest_checkpointed_iteration.txt", "common.pt", "metadata.json"),
+        never=("distrib_optim.pt", "*/distrib_optim.pt"),
+    ),
+    Layout(
+        "deepspeed",
+        (r"global_step(?P<step>\d+)",),
+        "directory",
+        weights=("mp_rank_*_model_states.pt", "layer_*-model_*-model_states.pt"),
+        markers=(
+            "mp_rank_*_model_states.pt",
+            "layer_*_model_states.pt",
+            "layer_*-model_*-model_states.pt",
+            "*zero_pp_rank_*",
+        ),
+        carry=("configs",),
+        never=("*_optim_states.pt", "zero_to_fp32.py", "zero_to_torch.py"),
+    ),
+    Layout(
+        "torchtitan",
+        (r"step-(?P<step>\d+)",),
+        "directory",
+        weights=(".metadata", "model.safetensors.index.json", "sharded"),
+        markers=(".metadata", "model.safetensors.index.json", *_SLICES),
+    ),
+    Layout(
+        "torchtune",
+        (r"epoch_(?P<epoch>\d+)", r"step_(?P<step>\d+)"),
+        "directory",
+        weights=_HF_WEIGHTS,
+        markers=(*_HF_WEIGHTS, "model-*-of-*.safetensors", "ft-model-*.safetensors", "adapter_model.pt"),
+        ignored=(Rule(r"recipe_state", Reason.STATE),),
+        carry=_HF_CARRY,
+        never=("recipe_state", "recipe_state.pt"),
+    ),
+    Layout(
+        "olmo-core",
+        (r"step(?P<step>\d+)",),
+        "directory",
+        weights=("model_and_optim",),
+        markers=("model_and_optim/.metadata",),
+        ignored=(Rule(r"step\d+-merged", Reason.AVERAGE),),
+        carry=("config.json", ".metadata.json", "data_paths.txt"),
+        never=("train",),
+    ),
+    # FSDP and tensor parallelism save a directory where one process saves a file.
+    Layout(
+        "lightning-sharded",
+        (
+            r"(?:.*[-_])?epoch=(?P<epoch>\d+)(?:[-_].*?)?[-_]step=(?P<step>\d+)(?:[-_.].*)?",
+            r"(?:.*[-_])?step=(?P<step>\d+)(?:[-_.].*)?",
+            r"(?:.*[-_])?epoch=(?P<epoch>\d+)(?:[-_.].*)?",
+        ),
+        "directory",
+        # DeepSpeed's files are in a folder called checkpoint.
+        weights=(".metadata", "weights", "checkpoint"),
+        markers=(".metadata", "weights/.metadata", "checkpoint"),
+        aliases=(Rule(r"last(?:-v\d+)?(?:\.ckpt)?|.*-last(?:\.ckpt)?", Reason.NEWEST),),
+        carry=("meta.pt", "context/*"),
+    ),
+    # Any other trainer's directories of torch.distributed.checkpoint, in its own format or in safetensors.
+    Layout(
+        "dcp",
+        (r"(?:[^=]*[-_])?ep(?:och)?[-_]?(?P<epoch>\d+)", r"(?:[^=]*[^=\d])?(?P<step>\d+)(?:\.ckpt)?"),
+        "directory",
+        weights=(".metadata", "sharded"),
+        markers=(".metadata", *_SLICES),
+        carry=("*.json", "*.yaml"),
+    ),
+    Layout(
+        "olmo",
+        (r"step(?P<step>\d+)(?:-unsharded)?",),
+        "directory",
+        weights=("model.safetensors", "model.pt"),
+        markers=("model.safetensors", "model.pt", "model"),
+        aliases=(Rule(r"latest(?:-unsharded)?", Reason.NEWEST),),
+        carry=("config.yaml",),
+        never=("optim.pt", "optim.safetensors", "train.pt"),
+    ),
+    Layout(
+        "fairseq2",
+        (r"step_(?P<step>\d+)",),
+        "directory",
+        weights=("model/pp_*/tp_*/sdp_*.pt", "model"),
+        markers=("model",),
+        ignored=(
+            Rule(r"step_\d+\.tmp", Reason.HALF_WRITTEN),
+            Rule(r"hg", Reason.EXPORTED),
+        ),
+        never=("optimizer", "trainer", "data_reader"),
+        sidecars=("scores/{name}.txt",),
+    ),
+    Layout(
+        "composer",
+        (r"ep(?P<epoch>\d+)-ba(?P<step>\d+)(?:-rank(?P<rank>\d+))?(?:\.pt)?",),
+        aliases=(Rule(r"latest-rank\d+(?:\.pt)?(?:\.symlink)?", Reason.NEWEST),),
+    ),
+)

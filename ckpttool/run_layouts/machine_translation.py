@@ -1,0 +1,90 @@
+"""Machine translation. See `ckpttool.run_layouts`."""
+
+from __future__ import annotations
+
+from ckpttool.run_layouts.reasons import Reason
+from ckpttool.run_layouts.table import Layout, Rule
+
+__all__ = ["LAYOUTS"]
+
+LAYOUTS: tuple[Layout, ...] = (
+    Layout(
+        "fairseq",
+        # In several files, by FSDP or model parallelism, the first stands for all.
+        (
+            r"checkpoint(?P<epoch>\d+)(?:-shard0|_part0|-model_part-0)?\.pt",
+            r"checkpoint_(?P<epoch>\d+)_(?P<step>\d+)(?:-shard0|_part0|-model_part-0)?\.pt",
+        ),
+        aliases=(
+            Rule(r"checkpoint_best(?:-shard\d+|_part\d+|-model_part-\d+)?\.pt", Reason.BEST),
+            Rule(r"checkpoint_last(?:-shard\d+|_part\d+|-model_part-\d+)?\.pt", Reason.NEWEST),
+            Rule(r"checkpoint\.best_.*\.pt", Reason.BEST),
+        ),
+        ignored=(Rule(r"checkpoint.*(?:-shard|_part|-part|-model_part-)(?!0\.)\d+\.pt", Reason.PIECE),),
+        carry=("dict.*.txt",),
+    ),
+    Layout(
+        "opennmt-py",
+        (r".*_step_(?P<step>\d+)\.pt",),
+        ignored=(Rule(r"(.*_step_\d+)\.safetensors", Reason.SAME_AS_PT, r"\1.pt"),),
+    ),
+    Layout(
+        "eole",
+        (r"step_(?P<step>\d+)",),
+        "directory",
+        weights=("model.*.safetensors",),
+        markers=("model.00.safetensors",),
+        aliases=(Rule(r"model\.\d+\.safetensors", Reason.NEWEST),),
+        carry=("config.json", "vocab.json"),
+        never=("optimizer.pt",),
+    ),
+    Layout(
+        "opennmt-tf",
+        (r"ckpt-(?P<step>\d+)\.index",),
+        ignored=(
+            Rule(r"avg", Reason.AVERAGE),
+            Rule(r"(ckpt-\d+)\.data-.*", Reason.WITH_INDEX, r"\1.index"),
+        ),
+        carry=("checkpoint",),
+    ),
+    Layout(
+        "tensor2tensor",
+        (r"model\.ckpt-(?P<step>\d+)\.index",),
+        ignored=(
+            Rule(r"(model\.ckpt-\d+)\.(?:data-.*|meta)", Reason.WITH_INDEX, r"\1.index"),
+            Rule(r".*_temp_.*", Reason.HALF_WRITTEN),
+            Rule(r"avg", Reason.AVERAGE),
+        ),
+        carry=("flags.txt", "flags_t2t.txt", "hparams.json", "checkpoint"),
+    ),
+    Layout(
+        "sockeye",
+        (r"params\.(?P<step>\d+)",),
+        aliases=(Rule(r"params\.best", Reason.BEST),),
+        ignored=(Rule(r"training_state", Reason.STATE),),
+        carry=("config", "version", "vocab.*.json"),
+        never=("training_state",),
+        tables=("metrics",),
+    ),
+    Layout(
+        "marian",
+        (r".*\.iter(?P<step>\d+)\.npz",),
+        aliases=(Rule(r".*\.best-.*\.npz", Reason.BEST), Rule(r"(?!.*\.iter\d+\.npz).*\.npz", Reason.NEWEST)),
+        ignored=(Rule(r".*\.optimizer\.npz", Reason.STATE),),
+        carry=("*.npz.decoder.yml", "*.yml", "*.spm"),
+        never=("*.progress.yml", "*.optimizer.npz"),
+    ),
+    Layout(
+        "joeynmt",
+        (r"(?P<step>\d+)\.ckpt",),
+        aliases=(Rule(r"latest\.ckpt", Reason.NEWEST), Rule(r"best\.ckpt", Reason.BEST)),
+        carry=("config.yaml", "*vocab*"),
+        tables=("validations.txt",),
+    ),
+    Layout(
+        "thumt",
+        (r"model-(?P<step>\d+)\.pt",),
+        ignored=(Rule(r"average-\d+\.pt", Reason.AVERAGE),),
+        carry=("*.json",),
+    ),
+)
