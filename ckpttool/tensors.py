@@ -228,6 +228,10 @@ class Checkpoint:
         provenance: What an earlier run of ckpttool wrote into this file; None for all others.
         files: Every file that belongs to the checkpoint.
         state: Dotted key paths of training state (optimizer, scaler, scheduler) that the container holds.
+        configurations: The model's configurations next to the weights, of a checkpoint that is a directory: path in it
+            (``config.json``, ``unet/config.json``, ``adapter_config.json``) to the parsed JSON object.
+        left_out: What is in the directory of the checkpoint and not copied into an output like it, with the reasons;
+            but for training state.
         notes: Sentences about this file that a user should read.
         container: The format's own view of the file, which it needs to write the same kind of file again.
     """
@@ -243,6 +247,8 @@ class Checkpoint:
     provenance: Mapping[str, Any] | None = None
     files: tuple[Path, ...] = ()
     state: tuple[str, ...] = ()
+    configurations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    left_out: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
     container: Any = None
 

@@ -21,6 +21,7 @@ class Snapshot:
     def __init__(self) -> None:
         self._directories: dict[Path, Mapping[str, Item]] = {}
         self._items: dict[Path, Item | None] = {}
+        self._resolved: dict[Path, Path] = {}
 
     def list(self, directory: Path) -> Mapping[str, Item]:
         """What is in a directory, by name, sorted by name.
@@ -69,6 +70,12 @@ class Snapshot:
         """Whether a path leads anywhere."""
         item = self.item(path)
         return item is not None and item.kind != "missing"
+
+    def resolve(self, path: Path) -> Path:
+        """The path without links: where a name really is, or would be."""
+        if path not in self._resolved:
+            self._resolved[path] = storage_of(path).resolve(path)
+        return self._resolved[path]
 
     def read(self, path: Path, limit: int) -> bytes:
         """The first bytes of a file, at most `limit`: a head to recognise it by, or a small file as a whole.

@@ -86,6 +86,9 @@ class Storage(Protocol):
     def open(self, path: Path) -> RangedFile:
         """Open a file for reading. Never waits, as opening a pipe would."""
 
+    def resolve(self, path: Path) -> Path:
+        """The path without links: where a name really is, or would be. Never fails."""
+
 
 class LocalStorage:
     """The file system of this machine."""
@@ -108,6 +111,10 @@ class LocalStorage:
             return _LocalFile(descriptor, status)
         os.close(descriptor)
         raise OSError(errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL, "not a regular file", str(path))
+
+    def resolve(self, path: Path) -> Path:
+        """The path without links; see `Storage`."""
+        return Path(os.path.realpath(path))
 
 
 class _LocalFile:

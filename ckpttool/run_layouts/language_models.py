@@ -18,7 +18,7 @@ _HF_WEIGHTS = (
 _SLICES = ("shard-*-model-*.safetensors", "sharded/shard-*-model-*.safetensors")
 """What torch.distributed.checkpoint's HuggingFaceStorageWriter saves, a file for each rank."""
 
-_HF_CARRY = (
+_HF_AUXILIARY = (
     # config.json, generation_config.json, adapter_config.json, special_tokens_map.json, preprocessor_config.json, ...
     "*.json",
     "config*.yaml",
@@ -32,7 +32,7 @@ _HF_CARRY = (
     "README.md",
     "LICENSE*",
 )
-_HF_NEVER = (
+_HF_STATE = (
     "optimizer.*",
     "optimizer_*",
     "scheduler.pt",
@@ -85,8 +85,8 @@ LAYOUTS: tuple[Layout, ...] = (
             Rule(r"(?:model|pytorch_model|adapter_model).*\.(?:safetensors|bin)", Reason.NEWEST),
             Rule(r"training_args\.bin", Reason.STATE),
         ),
-        carry=_HF_CARRY,
-        never=_HF_NEVER,
+        auxiliary=_HF_AUXILIARY,
+        state=_HF_STATE,
         sidecars=("{name}/trainer_state.json",),
         tables=("trainer_state.json",),
     ),
@@ -104,7 +104,7 @@ LAYOUTS: tuple[Layout, ...] = (
             "vqmodel",
             "pytorch_lora_weights.safetensors",
         ),
-        never=("optimizer.bin", "scheduler.bin", "random_states_*.pkl", "scaler.pt", "sampler*.bin"),
+        state=("optimizer.bin", "scheduler.bin", "random_states_*.pkl", "scaler.pt", "sampler*.bin"),
     ),
     Layout(
         "nemo",
@@ -127,7 +127,7 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
         aliases=(Rule(r"last(?:-v\d+)?\.ckpt|.*-last\.ckpt", Reason.NEWEST),),
         ignored=(Rule(r".*-EMA\.ckpt", Reason.MOVING_AVERAGE),),
-        carry=("hparams.yaml",),
+        auxiliary=("hparams.yaml",),
     ),
     Layout(
         "megatron",
@@ -136,8 +136,8 @@ LAYOUTS: tuple[Layout, ...] = (
         weights=(".metadata", "mp_rank_*"),
         markers=(".metadata", "mp_rank_*"),
         aliases=(Rule(r"release", Reason.RELEASED),),
-        carry=("latest_checkpointed_iteration.txt", "common.pt", "metadata.json"),
-        never=("distrib_optim.pt", "*/distrib_optim.pt"),
+        auxiliary=("latest_checkpointed_iteration.txt", "common.pt", "metadata.json"),
+        state=("distrib_optim.pt", "*/distrib_optim.pt"),
     ),
     Layout(
         "deepspeed",
@@ -150,8 +150,8 @@ LAYOUTS: tuple[Layout, ...] = (
             "layer_*-model_*-model_states.pt",
             "*zero_pp_rank_*",
         ),
-        carry=("configs",),
-        never=("*_optim_states.pt", "zero_to_fp32.py", "zero_to_torch.py"),
+        auxiliary=("configs",),
+        state=("*_optim_states.pt", "zero_to_fp32.py", "zero_to_torch.py"),
     ),
     Layout(
         "torchtitan",
@@ -167,8 +167,8 @@ LAYOUTS: tuple[Layout, ...] = (
         weights=_HF_WEIGHTS,
         markers=(*_HF_WEIGHTS, "model-*-of-*.safetensors", "ft-model-*.safetensors", "adapter_model.pt"),
         ignored=(Rule(r"recipe_state", Reason.STATE),),
-        carry=_HF_CARRY,
-        never=("recipe_state", "recipe_state.pt"),
+        auxiliary=_HF_AUXILIARY,
+        state=("recipe_state", "recipe_state.pt"),
     ),
     Layout(
         "olmo-core",
@@ -177,8 +177,8 @@ LAYOUTS: tuple[Layout, ...] = (
         weights=("model_and_optim",),
         markers=("model_and_optim/.metadata",),
         ignored=(Rule(r"step\d+-merged", Reason.AVERAGE),),
-        carry=("config.json", ".metadata.json", "data_paths.txt"),
-        never=("train",),
+        auxiliary=("config.json", ".metadata.json", "data_paths.txt"),
+        state=("train/rank*.pt",),
     ),
     # FSDP and tensor parallelism save a directory where one process saves a file.
     Layout(
@@ -193,7 +193,7 @@ LAYOUTS: tuple[Layout, ...] = (
         weights=(".metadata", "weights", "checkpoint"),
         markers=(".metadata", "weights/.metadata", "checkpoint"),
         aliases=(Rule(r"last(?:-v\d+)?(?:\.ckpt)?|.*-last(?:\.ckpt)?", Reason.NEWEST),),
-        carry=("meta.pt", "context/*"),
+        auxiliary=("meta.pt",),
     ),
     # Any other trainer's directories of torch.distributed.checkpoint, in its own format or in safetensors.
     Layout(
@@ -202,7 +202,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "directory",
         weights=(".metadata", "sharded"),
         markers=(".metadata", *_SLICES),
-        carry=("*.json", "*.yaml"),
+        auxiliary=("*.json", "*.yaml"),
     ),
     Layout(
         "olmo",
@@ -211,8 +211,8 @@ LAYOUTS: tuple[Layout, ...] = (
         weights=("model.safetensors", "model.pt"),
         markers=("model.safetensors", "model.pt", "model"),
         aliases=(Rule(r"latest(?:-unsharded)?", Reason.NEWEST),),
-        carry=("config.yaml",),
-        never=("optim.pt", "optim.safetensors", "train.pt"),
+        auxiliary=("config.yaml",),
+        state=("optim.pt", "optim.safetensors", "train.pt"),
     ),
     Layout(
         "fairseq2",
@@ -224,7 +224,7 @@ LAYOUTS: tuple[Layout, ...] = (
             Rule(r"step_\d+\.tmp", Reason.HALF_WRITTEN),
             Rule(r"hg", Reason.EXPORTED),
         ),
-        never=("optimizer", "trainer", "data_reader"),
+        state=("optimizer", "trainer", "data_reader"),
         sidecars=("scores/{name}.txt",),
     ),
     Layout(

@@ -13,21 +13,21 @@ LAYOUTS: tuple[Layout, ...] = (
         (r"snapshot\.ep\.(?P<epoch>\d+)", r"snapshot\.iter\.(?P<step>\d+)"),
         aliases=(Rule(r"model\..*\.best", Reason.BEST), Rule(r"snapshot\.best.*", Reason.BEST)),
         ignored=(Rule(r"model\..*\.avg\.best", Reason.AVERAGE),),
-        carry=("model.json",),
+        auxiliary=("model.json",),
     ),
     Layout(
         "espnet2",
         (r"(?P<epoch>\d+)epoch\.pth",),
         aliases=(Rule(r"latest\.pth", Reason.NEWEST), Rule(r".*\.best\.pth", Reason.BEST)),
         ignored=(Rule(r".*\.ave(?:_.*)?\.pth", Reason.AVERAGE), Rule(r"checkpoint\.pth", Reason.STATE)),
-        carry=("config.yaml",),
+        auxiliary=("config.yaml",),
     ),
     Layout(
         "wenet",
         (r"epoch_(?P<epoch>\d+)\.pt", r"step_(?P<step>\d+)\.pt", r"(?P<epoch>\d+)\.pt"),
         aliases=(Rule(r"final\.pt", Reason.NEWEST),),
         ignored=(Rule(r"avg_.*\.pt", Reason.AVERAGE), Rule(r"init\.pt", Reason.INITIAL)),
-        carry=("train.yaml",),
+        auxiliary=("train.yaml",),
         sidecars=("{stem}.yaml",),
     ),
     Layout(
@@ -35,13 +35,12 @@ LAYOUTS: tuple[Layout, ...] = (
         (r"model_(?P<epoch>\d{1,5})\.pt",),
         aliases=(Rule(r"final_model\.pt", Reason.NEWEST),),
         ignored=(Rule(r"avg_model\.pt", Reason.AVERAGE), Rule(r"convert_model\.pt", Reason.CONVERTED)),
-        carry=("config.yaml",),
+        auxiliary=("config.yaml",),
     ),
     Layout(
         "paddlespeech",
         (r"(?P<epoch>\d+)\.pdparams",),
         ignored=(Rule(r"avg_.*\.pdparams", Reason.AVERAGE),),
-        never=("*.pdopt",),
         sidecars=("{stem}.json",),
     ),
     Layout(
@@ -49,7 +48,7 @@ LAYOUTS: tuple[Layout, ...] = (
         (r"model\.pt\.ep(?P<epoch>\d+)(?:\.(?P<step>\d+))?",),
         aliases=(Rule(r"model\.pt", Reason.NEWEST), Rule(r"model\.pt\.best", Reason.BEST)),
         ignored=(Rule(r"model\.pt\.avg\d+", Reason.AVERAGE),),
-        carry=("config.yaml",),
+        auxiliary=("config.yaml",),
     ),
     Layout(
         "icefall",
@@ -68,8 +67,7 @@ LAYOUTS: tuple[Layout, ...] = (
         markers=("CKPT.yaml",),
         # Its loader wants a file for every object that the recipe registered; the optimizer and the data loaders are
         # registered by training alone.
-        carry=("*",),
-        never=("optimizer.ckpt", "*opt*.ckpt", "dataloader-*.ckpt"),
+        state=("optimizer.ckpt", "*opt*.ckpt", "dataloader-*.ckpt"),
         sidecars=("{name}/CKPT.yaml",),
     ),
 )

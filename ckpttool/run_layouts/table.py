@@ -52,8 +52,10 @@ class Layout:
         weights: For directories: globs of the files that hold the weights, best first.
         markers: For directories: globs of which one must be inside, or the directory is unfinished. With a slash: in a
             folder of that name.
-        carry: Globs of auxiliary files that a copy of the model needs.
-        never: Globs of auxiliary files that do not belong to an average.
+        auxiliary: Globs of files that this framework stores next to its weights. They tell which framework a directory
+            is of; and in any checkpoint that is a directory they are copied even where they look like weights.
+        state: For directories: globs of training state, or of folders of it, which is copied only where that is asked
+            for. In any checkpoint that is a directory, whatever its framework.
         sidecars: Files with the metrics of one checkpoint, relative to the model directory. ``{name}`` is the
             checkpoint's name, ``{stem}`` that without its suffix, ``{digits}`` the first number in it.
         tables: Files with the metrics of the whole run, relative to the model directory.
@@ -66,8 +68,8 @@ class Layout:
     ignored: tuple[Rule, ...] = ()
     weights: tuple[str, ...] = ()
     markers: tuple[str, ...] = ()
-    carry: tuple[str, ...] = ()
-    never: tuple[str, ...] = ()
+    auxiliary: tuple[str, ...] = ()
+    state: tuple[str, ...] = ()
     sidecars: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
 

@@ -192,7 +192,7 @@ def classify(layout: Layout, listing: Listing) -> Classified:
                 aliases.append(_ignored(name, alias))
             elif looks:
                 unexplained.append(name)
-        if any(fnmatchcase(name, glob) for glob in layout.carry if glob not in {"*", "*.json", "*.py", "*.yml"}):
+        if any(fnmatchcase(name, glob) for glob in layout.auxiliary if glob not in {"*.json", "*.py", "*.yml"}):
             evidence += 1
     # A pattern with a free beginning also fits "avg_step_100.pt"; where the whole run is called so, it is no average.
     averages = [name for name in entries if _first((EARLIER_AVERAGE,), name)]

@@ -135,8 +135,8 @@ def _read(path: Path, root: str, section: str | None) -> Checkpoint:
     files = {stored.name: None for entry in metadata.entries.values() for stored in _stored(entry)}
     taken = {f"{root}/{name}" if root else name for name in (*files, _METADATA)} | {_PROVENANCE, root}
     folders = ["", *([root] if root else []), *(["context"] if (path / "context").is_dir() else [])]
-    carry = [glob for row in _ROWS for glob in layout_row(row).carry] + ["context/*"]
-    never = [glob for row in _ROWS for glob in layout_row(row).never]
+    carry = [glob for row in _ROWS for glob in layout_row(row).auxiliary] + ["context/*"]
+    never = [glob for row in _ROWS for glob in layout_row(row).state]
     companions, left_out = companions_of(path, carry, never, taken, folders)
     notes = list(located.notes)
     extra = sum("_extra_state" in key and not isinstance(entry, TensorEntry) for key, entry in metadata.entries.items())

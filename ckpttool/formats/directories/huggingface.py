@@ -40,7 +40,7 @@ from ckpttool.formats.directories.huggingface_writer import (
     is_weights,
     lay_out,
 )
-from ckpttool.formats.directories.trainer_records import stated_dtype, trainer_state
+from ckpttool.formats.directories.trainer_records import configurations, stated_dtype, trainer_state
 from ckpttool.tensors import Checkpoint
 
 __all__ = ["NAME", "SUFFIXES", "WRITES_DIRECTORY", "WRITES_SHARDS", "lay_out", "read", "recognise"]
@@ -133,11 +133,12 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
         )
     whole = collect(path, parts)
     step, values = trainer_state(path, notes)
-    values.update(stated_dtype(path))
+    configured = configurations(path, dict.fromkeys(["", *(each.folder for each in families)]))
+    values.update(stated_dtype(configured.get("config.json", {})))
     row = layout_row("huggingface")
     folders = _folders(path, families)
     taken = {part.name for part in parts} | {each.path(each.index) for each in families if each.index}
-    companions, left_out = companions_of(path, row.carry, row.never, taken | set(_stale(path)), folders)
+    companions, left_out = companions_of(path, row.auxiliary, row.state, taken | set(_stale(path)), folders)
     if left_out:
         notes.append(f"left out, as no loader asks for it: {', '.join(left_out)}")
     state = tuple(sorted({each.name.split("/")[0] for each in companions if each.is_state}))
@@ -153,6 +154,7 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
         provenance=whole.provenance,
         files=(*whole.files, *(path / each.path(each.index) for each in families if each.index)),
         state=state,
+        configurations=configured,
         notes=tuple(dict.fromkeys(notes)),
         container=Directory(tuple(parts), tuple(companions), tuple(laid)),
     )

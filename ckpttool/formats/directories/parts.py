@@ -32,6 +32,7 @@ from ckpttool.formats.directories.common import (
     shares,
     with_copied,
 )
+from ckpttool.formats.directories.trainer_records import configurations
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile
 
 __all__ = ["NAME", "SUFFIXES", "WRITES_DIRECTORY", "lay_out", "rank_folders", "read", "recognise"]
@@ -94,8 +95,8 @@ def _find(path: Path) -> _Found | None:
     names = sorted(os.listdir(path))
     if "CKPT.yaml" in names:
         row = layout_row("speechbrain")
-        files = {name: name for name in names if name.endswith(".ckpt") and not matches(name, row.never)}
-        return _Found("speechbrain", files, path, row.carry, row.never) if files else None
+        files = {name: name for name in names if name.endswith(".ckpt") and not matches(name, row.state)}
+        return _Found("speechbrain", files, path, ("*",), row.state) if files else None
     ranks = _ranks(path)
     if ranks is not None:
         return ranks
@@ -107,7 +108,7 @@ def _find(path: Path) -> _Found | None:
         shards = sorted(place.relative_to(path).as_posix() for place in path.glob("model/pp_*/tp_*/sdp_*.pt"))
         if shards:
             row = layout_row("fairseq2")
-            return _Found("fairseq2", {name: name for name in shards}, path, row.carry, row.never)
+            return _Found("fairseq2", {name: name for name in shards}, path, row.auxiliary, row.state)
     groups = {match["stem"]: name for name in names if (match := _GROUP.fullmatch(name)) and int(match["number"]) == 0}
     if len(groups) == 1 and all(fnmatchcase(name, f"{next(iter(groups))}*") for name in names):
         group = _group_of(path / next(iter(groups.values())))
@@ -117,8 +118,8 @@ def _find(path: Path) -> _Found | None:
     if alone and not any(name.endswith((".safetensors", ".index.json")) for name in names):
         row = layout_row("olmo")
         # An unpacked .nemo archive: its configuration and tokenizers have names of all kinds.
-        carry = ("*",) if alone[0] == "model_weights.ckpt" else (*row.carry, *_LONE_CARRY)
-        return _Found("", {"": alone[0]}, path, carry, row.never)
+        carry = ("*",) if alone[0] == "model_weights.ckpt" else (*row.auxiliary, *_LONE_CARRY)
+        return _Found("", {"": alone[0]}, path, carry, row.state)
     return None
 
 
@@ -129,7 +130,7 @@ def _ranks(path: Path) -> _Found | None:
         return None
     row = layout_row("megatron")
     inside = [
-        {name for name in os.listdir(path / folder) if name.endswith((".pt", ".ckpt")) and not matches(name, row.never)}
+        {name for name in os.listdir(path / folder) if name.endswith((".pt", ".ckpt")) and not matches(name, row.state)}
         for folder in folders
     ]
     everywhere = set.union(*inside)
@@ -139,7 +140,7 @@ def _ranks(path: Path) -> _Found | None:
     name = known[0] if known else everywhere.pop()
     files = {folder: f"{folder}/{name}" for folder in folders}
     carry = ("*.yaml", "*.model", "*.json", "vocab*", "merges*")
-    return _Found("megatron", files, path, carry, row.never, ("", *folders))
+    return _Found("megatron", files, path, carry, row.state, ("", *folders))
 
 
 def _states(path: Path, folder: str) -> _Found | None:
@@ -153,7 +154,7 @@ def _states(path: Path, folder: str) -> _Found | None:
     row = layout_row("deepspeed")
     folders = [folder, *(name for name in ("configs",) if (path / name).is_dir())]
     inner = {name: f"{folder}/{name}" if folder else name for name in states}
-    return _Found("deepspeed", inner, path, ("*.yml", "*.yaml", "config.json", "meta.pt"), row.never, tuple(folders))
+    return _Found("deepspeed", inner, path, ("*.yml", "*.yaml", "config.json", "meta.pt"), row.state, tuple(folders))
 
 
 def _group_of(path: Path) -> _Found | None:
@@ -246,6 +247,7 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
         provenance=whole.provenance,
         files=whole.files,
         state=(*inner, *outer),
+        configurations=configurations(base) if path.is_dir() else {},
         notes=tuple(dict.fromkeys([*notes, *(note for part in parts for note in part.checkpoint.notes)])),
         container=Directory(tuple(parts), tuple(companions), found.kind),
     )

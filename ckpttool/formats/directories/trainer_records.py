@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ckpttool.errors import CkpttoolError
 from ckpttool.formats.directories.common import load_json
 
-__all__ = ["TRAINER_STATE", "stated_dtype", "trainer_state"]
+__all__ = ["TRAINER_STATE", "configurations", "stated_dtype", "trainer_state"]
 
 TRAINER_STATE = "trainer_state.json"
+_CONFIGURATIONS = ("config.json", "adapter_config.json", "params.json")
 
 
 def trainer_state(path: Path, notes: list[str]) -> tuple[int | None, dict[str, Any]]:
@@ -30,12 +33,23 @@ def trainer_state(path: Path, notes: list[str]) -> tuple[int | None, dict[str, A
     return step if type(step) is int and step >= 0 else None, plain
 
 
-def stated_dtype(path: Path) -> dict[str, Any]:
-    """The element type that the configuration states, by which transformers loads the weights."""
-    place = path / "config.json"
-    try:
-        content = load_json(place) if place.is_file() else {}
-    except CkpttoolError:
-        return {}
-    stated = content.get("dtype", content.get("torch_dtype")) if isinstance(content, dict) else None
+def configurations(path: Path, folders: Iterable[str] = ("",)) -> dict[str, dict[str, Any]]:
+    """The model's configurations in a directory, and in folders of it; see `Checkpoint.configurations`.
+
+    What cannot be read, or is no JSON object, is not among them.
+    """
+    found = {}
+    for folder in folders:
+        for name in _CONFIGURATIONS:
+            place = path / folder / name
+            with suppress(CkpttoolError):
+                content = load_json(place) if place.is_file() else None
+                if isinstance(content, dict):
+                    found[f"{folder}/{name}" if folder else name] = content
+    return found
+
+
+def stated_dtype(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """The element type that a model's ``config.json`` states, by which transformers loads the weights."""
+    stated = configuration.get("dtype", configuration.get("torch_dtype"))
     return {"config.dtype": stated} if isinstance(stated, str) else {}

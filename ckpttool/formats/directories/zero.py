@@ -26,7 +26,7 @@ from ckpttool.formats.directories.common import (
     with_copied,
 )
 from ckpttool.formats.directories.huggingface_writer import Family, is_weights, split
-from ckpttool.formats.directories.trainer_records import TRAINER_STATE, stated_dtype, trainer_state
+from ckpttool.formats.directories.trainer_records import TRAINER_STATE, configurations, stated_dtype, trainer_state
 from ckpttool.formats.directories.zero_partitions import (
     CONVERT,
     ModelStates,
@@ -225,7 +225,8 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
     weights = _weights(models, partitions)
     notes = _told(partitions[0], weights)
     step, values = trainer_state(path, notes)
-    values = {**models[0].values, **values, **stated_dtype(path)}
+    configured = configurations(path)
+    values = {**models[0].values, **values, **stated_dtype(configured.get("config.json", {}))}
     stated = values.get("config.dtype", "float32")
     if stated != "float32":
         notes.append(f"config.json states {stated}, by which transformers loads; --dtype {stated} writes as it states")
@@ -237,6 +238,7 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
         step=step if step is not None else models[0].step,
         values=values,
         files=(*(each.path for each in models), *(each.path for each in partitions)),
+        configurations=configured,
         notes=tuple(notes),
         container=_container(path, weights),
     )
@@ -354,7 +356,7 @@ def _container(path: Path, weights: Mapping[str, TensorSpec]) -> Directory:
     is_trainers = TRAINER_STATE in names or "config.json" in names
     if is_trainers:
         row = layout_row("huggingface")
-        companions, _ = companions_of(path, row.carry, row.never, [name for name in names if is_weights(name)])
+        companions, _ = companions_of(path, row.auxiliary, row.state, [name for name in names if is_weights(name)])
     in_c_order = all(spec.strides is None or not spec.is_dense for spec in weights.values())
     family = Family("", "model", "safetensors") if is_trainers and in_c_order else Family("", "pytorch_model", "bin")
     return Directory((), tuple(each for each in companions if not each.is_state), family)
