@@ -26,6 +26,7 @@ from ckpttool.coefficients.weights import (
     uniform,
 )
 from ckpttool.errors import UsageError
+from tests.test_profiles import EXACT
 
 laws = settings(max_examples=60, deadline=None)
 profiles = st.one_of(
@@ -200,14 +201,93 @@ def test_linear_is_the_best_estimate_for_a_random_walk(rule, steps, change, data
     assert distance(linear) < distance(moved)
 
 
+# One definition for all profiles: an average over the integer steps, in exact fractions
+
+
+def by_quadrature(masses: list[Fraction], steps: list[int], quadrature: str) -> list[Fraction]:
+    """The mass of each step given to the checkpoints: to both neighbours (linear), or to the later one (hold)."""
+    shares = dict.fromkeys(steps, Fraction(0))
+    for step, mass in enumerate(masses):
+        later = next(s for s in steps if s >= step)
+        earlier = max((s for s in steps if s <= step), default=later)
+        if quadrature == "hold" or earlier == later:
+            shares[later] += mass
+        else:
+            part = Fraction(step - earlier, later - earlier)
+            shares[earlier] += mass * (1 - part)
+            shares[later] += mass * part
+    return list(shares.values())
+
+
 @laws
-@given(steps=step_lists, gamma=st.floats(0, 50), factor=st.integers(2, 1000), quadrature=quadratures)
-def test_a_power_function_weighs_the_same_whatever_the_unit_of_time(steps, gamma, factor, quadrature):
+@given(case=st.sampled_from([case for case in EXACT if case[1] > 1]), data=st.data(), quadrature=quadratures)
+def test_every_moving_average_is_the_mass_of_its_steps_given_to_the_checkpoints(case, data, quadrature):
+    profile, last = case
+    steps = sorted({*data.draw(st.lists(st.integers(0, last), max_size=8)), last})
+    exact = by_quadrature(EXACT[case], steps, quadrature)
+    assert sum(exact) == 1
+    assert from_profile(steps, profile, quadrature) == pytest.approx([float(share) for share in exact], abs=1e-14)
+
+
+@pytest.mark.parametrize(("profile", "last"), EXACT, ids=str)
+@pytest.mark.parametrize("quadrature", ["linear", "hold"])
+def test_with_a_checkpoint_at_every_step_each_gets_the_mass_of_its_step(profile, last, quadrature):
+    exact = [float(mass) for mass in EXACT[profile, last]]
+    assert from_profile(range(last + 1), profile, quadrature) == pytest.approx(exact, abs=1e-14)
+
+
+def test_a_window_over_checkpoints_of_every_step_is_the_plain_mean_of_the_last_ones():
+    assert from_profile(range(5), Window(0.5)) == (0, 0, 0, 0.5, 0.5)
+    assert from_profile(range(1, 11), Window(0.3)) == pytest.approx([0] * 7 + [1 / 3] * 3, abs=1e-15)
+    assert from_profile(range(101), Window(0.29))[:72] == (0,) * 72
+    assert from_profile(range(1, 5), Window(1)) == (0.25,) * 4
+
+
+def test_a_window_that_is_no_whole_number_of_steps_counts_its_oldest_step_in_part():
+    """2.5 of 5 steps: the newest two count 1/2.5 each, the third 0.5/2.5."""
+    assert from_profile(range(6), Window(0.5)) == pytest.approx([0, 0, 0, 0.2, 0.4, 0.4], abs=1e-15)
+
+
+@laws
+@given(steps=step_lists.filter(lambda steps: len(steps) > 1), decay=st.floats(0.01, 0.99999), quadrature=quadratures)
+def test_a_constant_decay_knows_gaps_only_and_not_where_they_are(steps, decay, quadrature):
+    shifted = [step + 12_345 for step in steps]
+    profile = ConstantDecay(decay)
+    assert from_profile(shifted, profile, quadrature) == from_profile(steps, profile, quadrature)
+
+
+@laws
+@given(steps=step_lists, quadrature=quadratures)
+def test_a_window_of_less_than_one_step_is_the_last_checkpoint(steps, quadrature):
+    window = Window(0.5 / max(steps[-1], 1))
+    assert from_profile(steps, window, quadrature) == (0.0,) * (len(steps) - 1) + (1.0,)
+
+
+@laws
+@given(n=st.integers(1, 25), cap=st.fractions(Fraction(1, 100), Fraction(99, 100)), warmup=st.booleans())
+def test_shares_by_count_are_those_of_the_recurrence_done_in_fractions(n, cap, warmup):
+    exact = [Fraction(1)]
+    for update in range(1, n):
+        decay = min(cap, Fraction(1 + update, 10 + update)) if warmup else cap
+        exact = [share * decay for share in exact] + [1 - decay]
+    assert per_checkpoint(n, float(cap), warmup=warmup) == pytest.approx([float(x) for x in exact], abs=1e-14)
+
+
+@laws
+@given(steps=step_lists, gamma=st.floats(0, 50), factor=st.integers(2, 1000))
+def test_a_power_function_that_is_held_weighs_the_same_whatever_the_unit_of_time(steps, gamma, factor):
     scaled = [step * factor for step in steps]
     profile = PowerFunction(gamma)
-    assert from_profile(scaled, profile, quadrature) == pytest.approx(
-        from_profile(steps, profile, quadrature), abs=1e-12
-    )
+    assert from_profile(scaled, profile, "hold") == pytest.approx(from_profile(steps, profile, "hold"), abs=1e-12)
+
+
+@laws
+@given(steps=step_lists, gamma=st.floats(0, 20))
+def test_straight_lines_under_a_power_function_differ_by_half_a_step_between_units_of_time(steps, gamma):
+    """A run counted in steps and in thousands of them: what is left of a step is at most its own mass."""
+    profile = PowerFunction(gamma)
+    fine = from_profile([1000 * step for step in steps], profile)
+    assert from_profile(steps, profile) == pytest.approx(fine, abs=(gamma + 1) / max(steps[-1], 1))
 
 
 @laws
@@ -280,6 +360,7 @@ def test_the_sum_over_steps_is_half_a_step_younger_than_the_integral():
 
 
 def test_linear_is_the_integral_of_the_density_against_hat_functions():
+    """In the limit of many steps: here half a million between the checkpoints."""
     steps, power = list(range(500, 5001, 500)), PowerFunction(8)
     fine = 10
     hats = [0.0] * len(steps)
@@ -293,7 +374,7 @@ def test_linear_is_the_integral_of_the_density_against_hat_functions():
         part = (s - steps[left]) / 500
         hats[left] += density * (1 - part)
         hats[left + 1] += density * part
-    assert from_profile(steps, power) == pytest.approx(hats, abs=1e-6)
+    assert from_profile([1000 * step for step in steps], power) == pytest.approx(hats, abs=1e-6)
 
 
 # Annealing
@@ -335,10 +416,10 @@ def test_merging_is_training_with_the_updates_scaled_down(updates, curve):
 def test_an_unknown_curve_or_quadrature_is_refused_with_the_known_ones():
     with pytest.raises(UsageError) as caught:
         anneal(3, "sqrt")
-    assert caught.value.hint == "one of linear, 1-sqrt, cosine"
+    assert caught.value.hint == "It is one of linear, 1-sqrt, cosine."
     with pytest.raises(UsageError) as caught:
         from_profile([1, 2], RULE, "cubic")
-    assert caught.value.hint == "linear or hold"
+    assert caught.value.hint == "It is linear or hold."
 
 
 # Statistics
@@ -363,7 +444,8 @@ def test_the_learning_rate_curve_from_checkpoints_follows_the_profile():
     steps = list(range(500, 50_001, 500))
     multipliers = statistics(steps, from_profile(steps, RULE)).multipliers
     for step, multiplier in multipliers[:-1]:
-        assert RULE.multiplier(step + 500, 50_000) - 1e-12 <= multiplier <= RULE.multiplier(step, 50_000) + 1e-12
+        earliest, latest = 1 - RULE.mass(step, 50_000), 1 - RULE.mass(step + 500, 50_000)
+        assert latest - 1e-12 <= multiplier <= earliest + 1e-12
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_the_order_of_a_list_does_not_matter(model_dir: Path, tmp_path: Path, ru
 def test_too_much_in_the_oldest_is_a_warning(model_dir: Path, run: Run) -> None:
     ran = run("ema-apply", model_dir, "--decay", "0.99999", "--no-warmup", "-n", "-q")
     assert "the oldest checkpoint has" in ran.stderr
-    assert "lies before it" in ran.stderr
+    assert "is from before it" in ran.stderr
     assert "the oldest checkpoint has" not in run("ema-apply", model_dir, "-n").stderr
 
 
@@ -189,7 +189,7 @@ def test_checkpoints_without_steps_count_as_updates_and_say_so(tmp_path: Path, r
     assert document["length"]["unit"] == "checkpoints"
     assert any("each checkpoint counts as one update" in note for note in document["notes"])
     refused = run("ema-apply", directory, "--unit", "steps", "-o", tmp_path / "x.pt")
-    assert (refused.exit_code, "--unit checkpoints" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "each checkpoint as one update" in refused.stderr) == (2, True)
 
 
 def test_an_average_that_each_checkpoint_holds_is_not_averaged_again(tmp_path: Path, run: Run) -> None:
@@ -339,7 +339,6 @@ def test_an_average_in_place_is_written_as_it_is(tmp_path: Path, run: Run) -> No
         (["model_dir", "-o", "out.pt", "--sigma-rel", "0.4"], 2, "0.2887"),
         (["model_dir", "-o", "out.pt", "--window", "2"], 2, "at most 1"),
         (["model_dir", "-o", "out.pt", "--half-life", "9", "--no-warmup"], 2, "goes with --decay"),
-        (["model_dir", "-o", "out.pt", "--sigma-rel", "0.1", "--unit", "checkpoints"], 2, "share of the run"),
         (["model_dir", "-o", "out.pt", "--slot", "ema"], 2, "one checkpoint"),
         (["model_dir", "-o", "{window}.pt", "--decay", "0.9"], 2, "{length}"),
         (["model_dir", "-o", "out.pt", "--segment", "5:6"], 2, "not known"),

@@ -1,9 +1,9 @@
-"""How much of each checkpoint: the coefficients of every average, as pure functions.
+"""The coefficients of every average, as pure functions.
 
 weights       one coefficient for each checkpoint (these names)
-profiles      moving averages as distributions of mass over training steps
-posthoc       averages out of averages: least squares over stored snapshots
-lengths       one length in every term: decay, half-life, sigma-rel, window
+profiles      moving averages as distributions of mass over training steps; sums: their closed forms
+posthoc       averages of stored averages: least squares over snapshots
+lengths       a length as users say it (decay, half-life, sigma-rel, window), and its coefficients
 snapshots     what stored snapshots are averages of
 """
 

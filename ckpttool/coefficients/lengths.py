@@ -1,23 +1,41 @@
-"""How long a moving average shall be, as users say it, and the coefficients that it means for a run's checkpoints."""
+"""How long a moving average shall be, in a user's terms, and the coefficients that it means for a run's checkpoints.
+
+A length counts updates (a decay, a half-life) or is a share of the run (sigma_rel, a window). For the first kind it has
+to be known what an update is: a training step, an epoch, or a checkpoint (`Unit`). A share needs no unit: any numbers
+that grow in proportion to training will do.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ckpttool.coefficients.profiles import ConstantDecay, PowerFunction, Profile, WarmupDecay, Window
 from ckpttool.coefficients.weights import Quadrature, Statistics, from_profile, per_checkpoint, statistics
 from ckpttool.errors import UsageError
+from ckpttool.text import Message, parameter
 
-__all__ = ["ALMOST_THE_LAST", "LARGE_OLDEST_SHARE", "Computed", "Kind", "Unit", "Wanted", "compute", "describe_length"]
+__all__ = [
+    "ALMOST_THE_LAST",
+    "LARGE_OLDEST_SHARE",
+    "Computed",
+    "Kind",
+    "Unit",
+    "Wanted",
+    "choose_unit",
+    "compute",
+    "describe_length",
+]
 
 Kind = Literal["decay", "half-life", "sigma-rel", "window"]
-Unit = Literal["steps", "checkpoints"]
+
+Unit = Literal["steps", "epochs", "checkpoints"]
+"""What one update of the average is."""
 
 LARGE_OLDEST_SHARE = 0.10
-"""From here on the oldest checkpoint stands for too much that is not known."""
+"""A share of the oldest checkpoint from which on too much of the average is not known."""
 
 ALMOST_THE_LAST = 1.5
 """An effective number of checkpoints below which an average is little more than one of them."""
@@ -28,19 +46,26 @@ class Wanted:
     """A length that was asked for.
 
     Attributes:
-        kind: How it was said.
+        kind: In which terms.
         value: The number.
         text: The number as it was typed, for file names.
         warmup: For "decay": whether it is the cap of min(decay, (1+step)/(10+step)), or the decay of every step.
+        is_default: Nobody asked for it: it is what is taken where no length is given.
     """
 
     kind: Kind
     value: float
     text: str
     warmup: bool = True
+    is_default: bool = False
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is a share of the run, and counts no updates."""
+        return self.kind in {"sigma-rel", "window"}
 
     def profile(self) -> Profile:
-        """The moving average over the steps of the run.
+        """The moving average over the updates of the run.
 
         Raises:
             UsageError: The number is out of range.
@@ -51,24 +76,46 @@ class Wanted:
             return ConstantDecay.from_half_life(self.value)
         return PowerFunction.from_sigma_rel(self.value) if self.kind == "sigma-rel" else Window(self.value)
 
-    def per_checkpoint(self, n: int) -> tuple[float, ...]:
-        """The moving average over the checkpoints, each of which counts as one update.
+    def first_effective_update(self) -> int:
+        """The first update on which the number has an effect: with a warm-up, the decay is its cap, and 1 otherwise.
 
-        Raises:
-            UsageError: The length is a share of the run, which needs the steps; or out of range.
+        Example:
+            >>> Wanted("decay", 0.9999, "0.9999").first_effective_update()
+            89991
         """
-        if self.kind == "decay":
-            return per_checkpoint(n, self.value, warmup=self.warmup)
-        if self.kind == "half-life":
-            return per_checkpoint(n, ConstantDecay.from_half_life(self.value).decay, warmup=False)
-        raise UsageError(
-            f"--{self.kind} {self.text} is a share of the run, and --unit checkpoints does not look at its steps",
-            hint="Leave --unit out, or say --decay or --half-life (in checkpoints).",
+        profile = self.profile()
+        return profile.crossing + 1 if isinstance(profile, WarmupDecay) else 1
+
+    def no_effect(self, updates: int, unit: Unit = "steps") -> str | None:
+        """What to tell a user whose decay has no effect, because the warm-up is below it in the whole run.
+
+        Args:
+            updates: How many updates the average has had in the end.
+            unit: What an update is.
+
+        Returns:
+            None where the decay has an effect, and for a default, which nobody relies on.
+        """
+        first = self.first_effective_update()
+        if self.is_default or updates >= first:
+            return None
+        digits = len(str(updates)) + 2
+        same = math.ceil(10**digits * (1 + updates) / (10 + updates)) / 10**digits
+        one = unit.removesuffix("s")
+        return Message(
+            f"{self}: the decay has an effect from {one} {first:,} on, and the average ends at {one} {updates:,}. "
+            f"The warm-up (1 + {one}) / (10 + {one}) is below it until then, so that every decay of {same:.{digits}g} "
+            f"or more gives this average. {parameter('warmup', False)} keeps the decay constant; "
+            f"{parameter('half_life')} and {parameter('sigma_rel')} are lengths without a warm-up"
         )
 
     def __str__(self) -> str:
         rule = {"decay": ", with warm-up" if self.warmup else ", constant"}.get(self.kind, "")
         return f"{self.kind} {self.text}{rule}"
+
+    def as_parameter(self) -> str:
+        """The parameter and its value, marked for a `ckpttool.text.Message`."""
+        return parameter(self.kind.replace("-", "_"), self.text)
 
 
 @dataclass(frozen=True)
@@ -77,11 +124,11 @@ class Computed:
 
     Attributes:
         wanted: The length.
-        unit: What an update is: a step of training, or a checkpoint.
+        unit: What an update is.
         coefficients: One for each checkpoint, oldest first.
-        profile: The moving average over the steps; None for unit "checkpoints".
+        profile: The moving average over the updates; None for unit "checkpoints".
         statistics: What the coefficients amount to.
-        ages: What its ages count: checkpoints where no step is known.
+        ages: What its ages count: checkpoints where nothing else is known.
         warnings: What a user must know before relying on it.
     """
 
@@ -94,78 +141,137 @@ class Computed:
     warnings: tuple[str, ...]
 
 
-def compute(
-    wanted: Wanted, steps: Sequence[int] | None, count: int, *, unit: Unit, quadrature: Quadrature = "linear"
-) -> Computed:
-    """The coefficients of a length.
+def choose_unit(wanted: Wanted, asked: Unit | None, known: Unit | None) -> Unit:
+    """What an update is, for one length.
+
+    A share of the run goes by whatever grows with training: steps or epochs, else the number of checkpoints.
 
     Args:
         wanted: The length.
-        steps: The checkpoints' training steps, oldest first; None where they are not known.
-        count: How many checkpoints there are.
-        unit: What an update is.
-        quadrature: What the weights did between two checkpoints; see `ckpttool.coefficients.weights.from_profile`.
+        asked: What the user says; None: nothing.
+        known: What the checkpoints' numbers count; None: nobody knows, or they have none.
 
     Raises:
-        UsageError: The length is out of range, needs steps that are not known, or steps do not grow.
+        UsageError: The length counts updates, and what an update is is not known; or a unit was asked for that the
+            checkpoints do not have.
     """
-    profile = None
-    if unit == "steps":
-        if steps is None:
-            raise UsageError(
-                f"--{wanted.kind} {wanted.text} counts training steps, and the checkpoints' steps are not known",
-                hint="--unit checkpoints counts each checkpoint as one update.",
-            )
-        profile = wanted.profile()
-        coefficients = from_profile(steps, profile, quadrature)
-    else:
-        coefficients = wanted.per_checkpoint(count)
-    times = steps if steps is not None else range(1, count + 1)
-    found = statistics(times, coefficients, profile)
-    warnings = _warnings(wanted, found, coefficients, times, profile)
-    return Computed(
-        wanted, unit, coefficients, profile, found, "steps" if steps is not None else "checkpoints", warnings
+    if asked in {"steps", "epochs"} and asked != known:
+        raise UsageError(
+            f"{wanted.as_parameter()} by {asked}: the checkpoints' {asked} are not known",
+            hint=f"Leave {parameter('unit')} out: a share of the run needs none."
+            if wanted.is_share
+            else f"{parameter('unit', 'checkpoints')} counts each checkpoint as one update.",
+        )
+    if asked is not None:
+        return asked
+    if known == "steps" or (wanted.is_share and known is not None):
+        return known
+    if wanted.is_share:
+        return "checkpoints"
+    counted = "are numbered by epoch" if known == "epochs" else "do not say their training steps"
+    by_epoch = f"{parameter('unit', 'epochs')} makes each epoch one update, " if known == "epochs" else ""
+    raise UsageError(
+        f"{wanted.as_parameter()} counts updates of the average, and the checkpoints {counted}",
+        hint=f"Say what an update is: {by_epoch}{parameter('unit', 'checkpoints')} each checkpoint. "
+        f"{parameter('sigma_rel')} and {parameter('window')} are shares of the run, and need no steps.",
     )
 
 
+def compute(
+    wanted: Wanted,
+    times: Sequence[int] | None,
+    count: int,
+    *,
+    unit: Unit,
+    counts: Unit = "steps",
+    quadrature: Quadrature = "linear",
+) -> Computed:
+    """The coefficients of a length.
+
+    For unit "checkpoints", a decay or half-life takes the oldest checkpoint for the initial value, and the k-th after
+    it for update k; a share takes the checkpoints for a whole run that saved one after each of `count` equal parts.
+
+    Args:
+        wanted: The length.
+        times: The checkpoints' steps or epochs, oldest first; None where they are not known.
+        count: How many checkpoints there are.
+        unit: What an update is; see `choose_unit`.
+        counts: What `times` counts.
+        quadrature: What the weights did between two checkpoints; see `ckpttool.coefficients.weights.from_profile`.
+
+    Raises:
+        UsageError: The length is out of range, needs times that are not known, or the times do not grow.
+    """
+    choose_unit(wanted, unit, None if times is None else counts)
+    places = range(1, count + 1)
+    profile = None
+    if unit != "checkpoints" and times is not None:
+        profile = wanted.profile()
+        coefficients = from_profile(times, profile, quadrature)
+        updates = times[-1]
+    elif wanted.is_share:
+        coefficients, updates = from_profile(places, wanted.profile(), quadrature), count
+    else:
+        coefficients, updates = _by_checkpoint(wanted, count), count - 1
+    found = statistics(times if times is not None else places, coefficients, profile)
+    warnings = _warnings(wanted, unit, updates, found, coefficients, profile)
+    return Computed(
+        wanted, unit, coefficients, profile, found, "checkpoints" if times is None else counts, tuple(warnings)
+    )
+
+
+def _by_checkpoint(wanted: Wanted, count: int) -> tuple[float, ...]:
+    profile = wanted.profile()
+    assert isinstance(profile, (WarmupDecay, ConstantDecay))
+    return per_checkpoint(count, profile.decay, warmup=isinstance(profile, WarmupDecay))
+
+
 def _warnings(
-    wanted: Wanted, found: Statistics, coefficients: Sequence[float], steps: Sequence[int], profile: Profile | None
-) -> tuple[str, ...]:
-    warnings = []
-    if len(coefficients) > 1 and found.oldest_share > LARGE_OLDEST_SHARE:
+    wanted: Wanted,
+    unit: Unit,
+    updates: int,
+    found: Statistics,
+    coefficients: Sequence[float],
+    profile: Profile | None,
+) -> Iterator[str]:
+    if len(coefficients) == 1:
+        return
+    idle = wanted.no_effect(updates, unit)
+    if idle is not None:
+        yield idle
+    if found.oldest_share > LARGE_OLDEST_SHARE:
         before = found.mass_before_first
-        known = "" if before is None else f"; {before:.0%} of this average lies before it, where nothing is known"
-        warnings.append(
+        known = "" if before is None else f"; {before:.0%} of this average is from before it, where nothing is known"
+        yield (
             f"{wanted}: the oldest checkpoint has {found.oldest_share:.0%} of the average{known}. "
             "A shorter length, or older checkpoints, make it an average of the run"
         )
-    if len(coefficients) > 1 and found.effective_number < ALMOST_THE_LAST and coefficients[-1] > 0.5:
-        gap = steps[-1] - steps[-2]
+    if found.effective_number < ALMOST_THE_LAST and coefficients[-1] > 0.5:
+        last, before_last = found.multipliers[-1][0], found.multipliers[-2][0]
         window = (
             ""
             if profile is None
-            else f": 99% of it are {profile.age(0.99, steps[-1]):,.0f} steps, and the last gap is {gap:,}"
+            else f": 99% of it are {profile.age(0.99, last):,.0f} {unit}, and the last gap is {last - before_last:,}"
         )
-        warnings.append(
+        yield (
             f"{wanted}: this is almost the last checkpoint (it has {coefficients[-1]:.0%}){window}. "
             "A longer length averages more"
         )
-    return tuple(warnings)
 
 
 def describe_length(profile: Profile, last: int) -> dict[str, float]:
-    """A length said in every way that is in use, at the last step: the names are those of the options.
+    """A length in every term that is in use, at the last update: the names are those of the options.
 
     Returns:
-        mean-age, half-life and window-99 in steps; sigma-rel and window (the part of the run that a plain mean of equal
-        mean age would cover) as shares of the run; decay, the constant one with the same half-life.
+        mean-age, half-life and window-99 in updates; sigma-rel and window (the part of the run whose plain mean has the
+        same mean age) as shares of the run; decay, the constant one with the same half-life.
     """
     length = profile.length(last)
     return {
         "mean-age": length.mean_age,
         "half-life": length.half_life,
-        "window-99": length.window,
+        "window-99": length.window_99,
         "sigma-rel": length.sigma_rel,
-        "window": min(2 * length.mean_age / last, 1.0),
+        "window": length.window,
         "decay": length.decay if math.isfinite(length.decay) else 0.0,
     }

@@ -1,4 +1,4 @@
-"""Another length of average, from averages that training already kept.
+"""An average of another length, from averages that training stored.
 
 A stored average is itself a weighted mean over the steps. So a weighted sum of stored averages has the weighted sum
 of their profiles, and any wanted profile is approached by least squares:
@@ -38,7 +38,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An average that training kept: what it is, and when it was stored.
+    """An average that training stored: its profile, and when.
 
     Attributes:
         profile: How it was averaged.
@@ -69,13 +69,13 @@ class Fit:
 
 
 def stored_power_function(profile: PowerFunction, update_every: int) -> PowerFunction:
-    """What a power-function average is in truth if its one-step decay is applied once in `update_every` steps.
+    """The true profile of a power-function average whose one-step decay is applied once in `update_every` steps.
 
     The decay (1 - 1/t)^(g+1), meant for every step, leaves the exponent (g+1)/update_every - 1. Trainers that
     update rarely and do not correct for it store a far longer average than its label says.
 
     Args:
-        profile: As it is labelled.
+        profile: The profile that its label says.
         update_every: Steps from update to update, 1 or more.
 
     Raises:
@@ -84,10 +84,10 @@ def stored_power_function(profile: PowerFunction, update_every: int) -> PowerFun
     Example:
         >>> labelled = PowerFunction.from_sigma_rel(0.10)
         >>> [round(stored_power_function(labelled, k).mean_age(1000)) for k in (1, 10, 100)]
-        [112, 558, 926]
+        [111, 557, 926]
     """
     if update_every < 1:
-        raise UsageError(f"an average cannot be updated every {update_every} steps", hint="give 1 or more")
+        raise UsageError(f"an average cannot be updated every {update_every} steps", hint="Give 1 or more.")
     return PowerFunction((profile.gamma + 1) / update_every - 1)
 
 
@@ -119,7 +119,7 @@ def synthesize(stored: Sequence[Stored], target: PowerFunction, at: float | None
     Two stored lengths converge with the square of the number of snapshots, one length with the number.
 
     Args:
-        stored: The averages at hand, as they truly are (see `stored_power_function`), in any order.
+        stored: The averages at hand, with their true profiles (see `stored_power_function`), in any order.
         target: The average wanted.
         at: The time it is wanted for; the latest stored one if not given. Later snapshots get 0.
 
@@ -146,7 +146,7 @@ def synthesize(stored: Sequence[Stored], target: PowerFunction, at: float | None
         free, towards = np.linalg.solve(gram, np.stack([right, np.ones(len(points))], axis=1)).T
     except np.linalg.LinAlgError:
         raise UsageError(
-            "two of the stored averages are too alike to be told apart", hint="leave one of them out"
+            "two of the stored averages are too alike to be told apart", hint="Leave one of them out."
         ) from None
     # The unconstrained optimum, moved onto Σc = 1 along the direction that costs least.
     solution = free + towards * ((1.0 - free.sum()) / towards.sum())
@@ -224,11 +224,11 @@ def segment(profile: Profile, start: float, stop: float) -> tuple[float, float]:
     """
     if not 0 <= start < stop:
         raise UsageError(
-            f"there is no training between step {start} and step {stop}", hint="give the earlier step first"
+            f"there is no training between step {start} and step {stop}", hint="Give the earlier step first."
         )
     kept = profile.mass(start, stop)
     if kept >= 1.0:
-        raise UsageError(f"the average holds nothing of the steps {start} to {stop}", hint="give a longer segment")
+        raise UsageError(f"the average holds nothing of the steps {start} to {stop}", hint="Give a longer segment.")
     return -kept / (1.0 - kept), 1.0 / (1.0 - kept)
 
 
@@ -246,7 +246,7 @@ def window_from_running_means(start: float, stop: float) -> tuple[float, float]:
     """
     if not 0 <= start < stop:
         raise UsageError(
-            f"there is no training between step {start} and step {stop}", hint="give the earlier step first"
+            f"there is no training between step {start} and step {stop}", hint="Give the earlier step first."
         )
     return (-start / (stop - start) if start else 0.0), stop / (stop - start)
 
@@ -255,12 +255,12 @@ def _finite_gamma(profile: Profile) -> float:
     """The exponent of a power function whose density has a finite norm."""
     if not isinstance(profile, PowerFunction):
         raise UsageError(
-            f"{profile} is not a power function", hint="fit the cumulative shares instead (retarget), for any profile"
+            f"{profile} is not a power function", hint="Fit the cumulative shares instead (retarget), for any profile."
         )
     if profile.gamma <= -0.5:
         raise UsageError(
             f"a power function with exponent {profile.gamma:.3g} has no finite norm to fit by",
-            hint="fit the cumulative shares instead (retarget)",
+            hint="Fit the cumulative shares instead (retarget).",
         )
     return profile.gamma
 
@@ -270,16 +270,16 @@ def _usable(stored: Sequence[Stored], at: float | None) -> tuple[list[int], floa
     for one in stored:
         if not 0 < one.step < math.inf:
             raise UsageError(
-                f"an average cannot be stored at step {one.step}", hint="give its training step, 1 or more"
+                f"an average cannot be stored at step {one.step}", hint="Give its training step, 1 or more."
             )
     last = max((one.step for one in stored), default=0.0) if at is None else at
     used = [i for i, one in enumerate(stored) if one.step <= last]
     if not used:
-        raise UsageError("there is no stored average to start from", hint="give one from before the wanted step")
+        raise UsageError("there is no stored average to start from", hint="Give one from before the wanted step.")
     seen: set[Stored] = set()
     for i in used:
         if stored[i] in seen:
-            raise UsageError(f"the same average of step {stored[i].step} is there twice", hint="give each one once")
+            raise UsageError(f"the same average of step {stored[i].step} is there twice", hint="Give each one once.")
         seen.add(stored[i])
     return used, last
 

@@ -1,19 +1,21 @@
 """Averaging profiles: how the mass of a moving average is spread over the steps of a training run.
 
-A moving average of the weights θ after step T is a weighted mean of everything that training passed through,
-``Σ p(s)·θ(s)``. A profile is that p, told by its cumulative share
+A moving average of the weights θ after step T is a weighted mean of the weights after every step, ``Σ p(s)·θ(s)`` over
+the integer steps s = 0 … T, where θ(0) are the initial weights. A profile is this p, given by its cumulative share
 
-    F(s) = the mass at or before step s = the product of the decays of the steps s+1 … T
+    F(s) = p(0) + … + p(s) = the product of the decays of the steps s+1 … T
 
-which is 1 at s = T. Everything else follows from F: what share a checkpoint deserves
-(`ckpttool.coefficients.weights.from_profile`), how old the average is, and which learning-rate curve it stands in for
-(1 - F, see `Profile.multiplier`). Between two moments of one running average, ``mass(a, b)`` is the share of the
-average at step a that is left in it at step b.
+which is 1 at s = T. Everything else follows from F: the share of each checkpoint
+(`ckpttool.coefficients.weights.from_profile`), the age of the average, and the learning-rate curve that it stands in
+for: the update of step s is in every later checkpoint, so it counts with 1 - F(s-1) (WSM, arXiv:2507.17634). Between
+two moments of one running average, ``mass(a, b)`` is the share of the average at step a that is left in it at step b.
 
-Here a *decay* is the weight that the old average keeps at an update (0.9999, say); the new value gets 1 - decay.
-Some projects call the weight of the new value the decay.
+A *decay* is the weight that the old average keeps at an update (0.9999, say); the new value gets 1 - decay. Some
+projects call the weight of the new value the decay.
 
-Steps count from the start of training, and ages are in steps before the last one.
+Steps count from the start of training, and ages are in steps before the last one. Between the integers F is
+interpolated, so that a half-life need not be a whole number. Where a run counts epochs or checkpoints, and each of them
+is taken as one update, "step" is one of those.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
 
+from ckpttool.coefficients.sums import geometric_sums, power_sum, rising_factorial
 from ckpttool.errors import UsageError
 
 __all__ = ["ConstantDecay", "Length", "PowerFunction", "Profile", "WarmupDecay", "Window"]
@@ -32,22 +35,22 @@ _MAX_SIGMA_REL = 1 / math.sqrt(12)
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """How long an average is, said in every way that is in use.
+    """How long an average is, in every term that is in use.
 
     Attributes:
         mean_age: Mean age of the mass, in steps.
-        half_life: Age within which half of the mass lies, in steps.
-        time_scale: Age within which 1 - 1/e of the mass lies, in steps.
-        window: Age within which 99 % of the mass lies, in steps.
+        half_life: Age within which half of the mass is, in steps.
+        window_99: Age within which 99 % of the mass is, in steps.
         sigma_rel: Standard deviation of the profile as a share of the run (Karras et al. 2024).
+        window: The share of the run whose plain mean has the same mean age; at most 1.
         decay: The constant decay per step that has the same half-life.
     """
 
     mean_age: float
     half_life: float
-    time_scale: float
-    window: float
+    window_99: float
     sigma_rel: float
+    window: float
     decay: float
 
 
@@ -59,7 +62,7 @@ class Profile(ABC):
         """F(step): the share of the mass at or before `step` in the average after step `last`.
 
         Args:
-            step: 0 ≤ step ≤ last; need not be whole.
+            step: 0 ≤ step ≤ last; between two integers, an interpolated value.
             last: The step of the average.
 
         Returns:
@@ -68,7 +71,7 @@ class Profile(ABC):
 
     @abstractmethod
     def mean_mass(self, start: int, stop: int, last: int) -> float:
-        """Mean of F over the steps from `start` up to, not including, `stop`, in closed form.
+        """Mean of F over the integer steps from `start` up to, not including, `stop`, in closed form.
 
         Args:
             start: 0 ≤ start < stop.
@@ -76,31 +79,19 @@ class Profile(ABC):
             last: The step of the average.
 
         Returns:
-            Between F(start) and F(stop).
+            Between F(start) and F(stop-1).
         """
 
     @abstractmethod
-    def spread(self, last: int) -> float:
-        """Standard deviation of the ages, in steps."""
-
-    def multiplier(self, step: float, last: float) -> float:
-        """1 - F(step): the factor on the learning rate at `step` that the average stands in for.
-
-        An average of the weights is a weighted sum of the updates: the one made at step s is in every
-        checkpoint from s on, so it counts with the mass after it (WSM, arXiv:2507.17634).
-        """
-        return 1.0 - self.mass(step, last)
+    def sigma_rel(self, last: int) -> float:
+        """Standard deviation of the profile as a share of the run (Karras et al. 2024, arXiv:2312.02696)."""
 
     def mean_age(self, last: int) -> float:
         """Mean age of the mass in steps: Σ (last - s)·p(s) = Σ_{s < last} F(s)."""
         return last * self.mean_mass(0, last, last)
 
-    def sigma_rel(self, last: int) -> float:
-        """Standard deviation of the profile as a share of the run (Karras et al. 2024, arXiv:2312.02696)."""
-        return self.spread(last) / last
-
     def age(self, share: float, last: float) -> float:
-        """The age within which `share` of the mass lies: F(last - age) = 1 - share.
+        """The age within which `share` of the mass is: F(last - age) = 1 - share.
 
         Args:
             share: 0 ≤ share < 1.
@@ -121,27 +112,27 @@ class Profile(ABC):
         return old
 
     def length(self, last: int) -> Length:
-        """The length of the average after step `last`, said in every way that is in use.
+        """The length of the average after step `last`, in every term that is in use.
 
         Example:
             >>> length = WarmupDecay(0.9999).length(50_000)
-            >>> round(length.mean_age), round(length.half_life), round(length.sigma_rel, 4)
-            (5000, 3707, 0.0905)
+            >>> round(length.mean_age), round(length.half_life), round(length.sigma_rel, 4), round(length.window, 3)
+            (5000, 3707, 0.0905, 0.2)
 
         Raises:
             UsageError: If `last` is not positive.
         """
         if last <= 0:
             raise UsageError(
-                f"an average has no length at step {last}", hint="give the number of training steps, 1 or more"
+                f"an average has no length at step {last}", hint="Give the number of training steps, 1 or more."
             )
-        half_life = self.age(0.5, last)
+        half_life, mean_age = self.age(0.5, last), self.mean_age(last)
         return Length(
-            mean_age=self.mean_age(last),
+            mean_age=mean_age,
             half_life=half_life,
-            time_scale=self.age(1 - math.exp(-1), last),
-            window=self.age(0.99, last),
+            window_99=self.age(0.99, last),
             sigma_rel=self.sigma_rel(last),
+            window=min((2 * mean_age + 1) / last, 1.0),  # the mean age of n steps is (n-1)/2
             decay=0.5 ** (1 / half_life),
         )
 
@@ -150,38 +141,20 @@ def _check_decay(decay: float) -> None:
     if 0.0 < decay < 1.0:
         return
     raise UsageError(
-        f"the decay must lie between 0 and 1, and {decay!r} does not",
-        hint="the decay is what the average keeps at each step, for example 0.9999",
+        f"the decay must be between 0 and 1, and {decay!r} is not",
+        hint="The decay is what the average keeps at each step: 0.9999, for example.",
     )
 
 
-def _check_positive(value: float, what: str) -> None:
-    if not (0.0 < value < math.inf):
-        raise UsageError(f"{what} must be a positive number, not {value!r}", hint="give it in training steps")
-
-
-def _geometric(decay: float, count: int) -> tuple[float, float]:
-    """Σ d^k and Σ k·d^k for k = 1 … count.
-
-    By doubling, which only ever adds positive numbers; the textbook forms lose every digit near d = 1.
-    """
-    plain = weighted = 0.0
-    done = 0
-    for bit in format(count, "b"):
-        kept = decay**done
-        plain, weighted = plain + kept * plain, weighted + kept * (weighted + done * plain)
-        done *= 2
-        if bit == "1":
-            plain, weighted = decay * (1 + plain), decay * (1 + plain + weighted)
-            done += 1
-    return plain, weighted
+def _standard_deviation(mean: float, mean_square: float) -> float:
+    return math.sqrt(max(mean_square - mean * mean, 0.0))
 
 
 @dataclass(frozen=True, slots=True)
 class ConstantDecay(Profile):
     """The same decay d at every step: F(s) = d^(T-s), from 0 < d < 1.
 
-    What is older than the run would reach lies on its first step.
+    The initial weights, at step 0, have what is left: d^T.
 
     Attributes:
         decay: What the average keeps at each step.
@@ -205,35 +178,17 @@ class ConstantDecay(Profile):
         """The decay that halves a value's share in `steps` steps: 0.5^(1/steps).
 
         Raises:
-            UsageError: If `steps` is not positive.
+            UsageError: If `steps` is not positive, or so small or large that the decay rounds to 0 or 1.
 
         Example:
             >>> round(ConstantDecay.from_half_life(693).decay, 6)
             0.999
         """
-        return cls.from_age(0.5, steps)
-
-    @classmethod
-    def from_age(cls, share: float, steps: float) -> ConstantDecay:
-        """The decay that has `share` of the mass (0.99: the 99 % window) within `steps` steps.
-
-        Raises:
-            UsageError: If `steps` is not positive, or `share` not between 0 and 1.
-        """
-        _check_positive(steps, "the length of the average")
-        if not 0.0 < share < 1.0:
-            raise UsageError(f"the share must lie between 0 and 1, and {share!r} does not", hint="0.99, for example")
-        return cls((1.0 - share) ** (1.0 / steps))
-
-    @classmethod
-    def from_time_scale(cls, steps: float) -> ConstantDecay:
-        """The decay with which a value's share falls by e in `steps` steps: exp(-1/steps).
-
-        Raises:
-            UsageError: If `steps` is not positive.
-        """
-        _check_positive(steps, "the time scale of the average")
-        return cls(math.exp(-1.0 / steps))
+        if not 0.0 < steps < math.inf:
+            raise UsageError(
+                f"the half-life must be a positive number, not {steps!r}", hint="Give it in training steps: 1000."
+            )
+        return cls(0.5 ** (1.0 / steps))
 
     def mass(self, step: float, last: float) -> float:
         """F(s) = d^(T-s)."""
@@ -245,29 +200,21 @@ class ConstantDecay(Profile):
         left = -math.expm1(steps * math.log(self.decay))
         return float(self.decay ** (last - stop + 1) * left / ((1.0 - self.decay) * steps))
 
-    def spread(self, last: int) -> float:
+    def sigma_rel(self, last: int) -> float:
         """From E[age²] = Σ_{k ≤ T} (2k-1)·d^k."""
-        plain, weighted = _geometric(self.decay, last)
-        return math.sqrt(max(2 * weighted - plain - plain * plain, 0.0))
+        plain, weighted = geometric_sums(self.decay, last)
+        return _standard_deviation(plain, 2 * weighted - plain) / last
 
     def age(self, share: float, last: float) -> float:
         """ln(1-share) / ln d, and not before the start of training."""
         return min(math.log1p(-share) / math.log(self.decay), float(last))
 
 
-def _rising(step: float, first: int, through: int) -> float:
-    """(step+first)·…·(step+through): exact for whole steps."""
-    product: float = 1
-    for j in range(first, through + 1):
-        product *= step + j
-    return product
-
-
 @dataclass(frozen=True, slots=True)
 class WarmupDecay(Profile):
     """The decay of step s is min(decay, (1+s)/(10+s)): short memory at first, then up to a cap.
 
-    The rule of TensorFlow's ExponentialMovingAverage with `num_updates`, of OpenNMT, Marian, and many others.
+    The rule of ``tf.train.ExponentialMovingAverage`` with `num_updates`, of OpenNMT, Marian, and many others.
     As long as the cap is not reached, F has nine factors whatever the gap, since all others cancel:
 
         F(s) = Π_{j=2…10} (s+j)/(T+j),
@@ -296,7 +243,7 @@ class WarmupDecay(Profile):
     @property
     def crossing(self) -> int:
         """The last step at which the cap has no effect; 0 if it has one from the start."""
-        # The decimal number that was written, not the binary one beside it: 0.9999 crosses exactly at 89,990.
+        # The decimal number that was written, not the binary one next to it: 0.9999 crosses exactly at 89,990.
         decay = Fraction(repr(float(self.decay)))
         return max(math.floor((10 * decay - 1) / (1 - decay)), 0)
 
@@ -321,34 +268,37 @@ class WarmupDecay(Profile):
         early, late = min(stop, turn), max(start, turn)
         total = 0.0
         if start < early:
-            warm = (_rising(early, 1, 10) - _rising(start, 1, 10)) / (10 * _rising(turn, 2, 10))
+            warm = (rising_factorial(early, 1, 10) - rising_factorial(start, 1, 10)) / (
+                10 * rising_factorial(turn, 2, 10)
+            )
             total += warm * self.decay ** (last - turn)
         if late < stop:
             total += ConstantDecay(self.decay).mean_mass(late, stop, last) * (stop - late)
         return total / (stop - start)
 
-    def spread(self, last: int) -> float:
+    def sigma_rel(self, last: int) -> float:
         """From E[age²] = Σ_{s < T} (2(T-s)-1)·F(s), the part below the crossing in whole numbers."""
         turn = min(self.crossing, last)
-        plain, weighted = _geometric(self.decay, last - turn)
+        plain, weighted = geometric_sums(self.decay, last - turn)
         mean, square = plain, 2 * weighted - plain
         if turn:
             # Σ s·F(s) from s·(s+2)…(s+10) = (s+2)…(s+11) - 11·(s+2)…(s+10); both sums telescope.
             kept = self.decay ** (last - turn)
-            nine = _rising(turn, 2, 10)
-            tens = _rising(turn, 1, 10) - math.factorial(10)
-            elevens = _rising(turn, 1, 11) - math.factorial(11)
+            nine = rising_factorial(turn, 2, 10)
+            tens = rising_factorial(turn, 1, 10) - math.factorial(10)
+            elevens = rising_factorial(turn, 1, 11) - math.factorial(11)
             mean += kept * (tens / (10 * nine))
             first = (10 * elevens - 121 * tens) / (110 * nine)
             square += kept * ((2 * last - 1) * (tens / (10 * nine)) - 2 * first)
-        return math.sqrt(max(square - mean * mean, 0.0))
+        return _standard_deviation(mean, square) / last
 
 
 @dataclass(frozen=True, slots=True)
 class PowerFunction(Profile):
-    """p(s) ∝ s^g, which keeps its shape as the run grows: F(s) = (s/T)^(g+1).
+    """F(s) = (s/T)^(g+1), which keeps its shape as the run grows: the decay of step s is (1 - 1/s)^(g+1).
 
-    Karras et al. 2024, arXiv:2312.02696, section 3. g = 0 is the plain mean of the run.
+    Karras et al. 2024, arXiv:2312.02696, section 3, whose density is p(s) ∝ s^g in continuous time. g = 0 is the plain
+    mean of all steps. The initial weights have no share, since the decay of the first step is 0.
 
     Attributes:
         gamma: The exponent g, above -1.
@@ -367,7 +317,7 @@ class PowerFunction(Profile):
         if not (-1.0 < self.gamma < math.inf):
             raise UsageError(
                 f"the exponent of a power function must be above -1, and {self.gamma!r} is not",
-                hint="say the length as a share of the run instead, for example a sigma_rel of 0.1",
+                hint="Give the length as a share of the run instead: a sigma_rel of 0.1, for example.",
             )
 
     @classmethod
@@ -386,7 +336,7 @@ class PowerFunction(Profile):
         if not (0.0 < sigma_rel <= _MAX_SIGMA_REL):
             raise UsageError(
                 f"sigma_rel must be above 0 and at most 0.2887, and {sigma_rel!r} is not",
-                hint="0.05 to 0.15 is usual; 0.2887 is the plain mean of the whole run",
+                hint="0.05 to 0.15 is usual; 0.2887 is the plain mean of the whole run.",
             )
         u = sigma_rel**-2
         p, q = u + 1 / 3, 4 * u / 3 + 2 / 27
@@ -403,14 +353,12 @@ class PowerFunction(Profile):
         return float((step / last) ** (self.gamma + 1)) if last else 1.0
 
     def mean_mass(self, start: int, stop: int, last: int) -> float:
-        """(b^(g+2) - a^(g+2)) / ((g+2)·(b-a)·T^(g+1)); time is continuous here, as in the paper."""
-        power = self.gamma + 2
-        share = -math.expm1(power * math.log1p((start - stop) / stop)) if start else 1.0
-        return float((stop / last) ** power * share * last / (power * (stop - start)))
+        """Σ_{a ≤ s < b} (s/T)^(g+1) / (b-a); see `ckpttool.coefficients.sums.power_sum`."""
+        return power_sum(self.gamma + 1, start, stop, last) / (stop - start)
 
-    def spread(self, last: int) -> float:
-        """√((g+1) / ((g+2)²·(g+3))) of the run."""
-        return last * math.sqrt((self.gamma + 1) / (self.gamma + 3)) / (self.gamma + 2)
+    def sigma_rel(self, last: int) -> float:  # noqa: ARG002  # the shape is the same at every step
+        """√((g+1) / ((g+2)²·(g+3))): as published, of the density, which the steps' own spread approaches as 1/T."""
+        return math.sqrt((self.gamma + 1) / (self.gamma + 3)) / (self.gamma + 2)
 
     def age(self, share: float, last: float) -> float:
         """T·(1 - (1-share)^(1/(g+1)))."""
@@ -419,9 +367,10 @@ class PowerFunction(Profile):
 
 @dataclass(frozen=True, slots=True)
 class Window(Profile):
-    """The plain mean of the last `fraction` of the run: F rises in a straight line from 0 to 1 there.
+    """The plain mean of the last fraction·T steps.
 
-    Stands in for a linear decay of the learning rate to zero over that part.
+    F(s) = 1 - (T-s)/(fraction·T), and 0 before the window. Where fraction·T is not a whole number, the oldest step
+    counts in part. Stands in for a linear decay of the learning rate to zero over that part of the run.
 
     Attributes:
         fraction: Above 0, at most 1 (the whole run).
@@ -430,8 +379,8 @@ class Window(Profile):
         UsageError: If the fraction is out of range.
 
     Example:
-        >>> Window(0.1).mean_age(50_000)
-        2500.0
+        >>> Window(0.1).mean_age(50_000)  # of 5,000 steps, aged 0 to 4,999
+        2499.5
     """
 
     fraction: float
@@ -440,25 +389,36 @@ class Window(Profile):
         if not (0.0 < self.fraction <= 1.0):
             raise UsageError(
                 f"the window must be above 0 and at most 1, and {self.fraction!r} is not",
-                hint="it is a share of the run: 0.1 is the last tenth",
+                hint="It is a share of the run: 0.1 is the last tenth.",
             )
+
+    def _steps(self, last: float) -> Fraction:
+        """fraction·T of the decimal number that was written, so that 0.29 of 100 steps are 29."""
+        return Fraction(repr(float(self.fraction))) * Fraction(last)
 
     def mass(self, step: float, last: float) -> float:
         """F(s) = 1 - (T-s)/(fraction·T), and 0 before the window."""
-        return max(1.0 - (last - step) / (self.fraction * last), 0.0) if last else 1.0
+        if not last:
+            return 1.0
+        age = Fraction(last) - Fraction(step)
+        return max(float(1 - age / self._steps(last)), 0.0)
 
     def mean_mass(self, start: int, stop: int, last: int) -> float:
-        """Half of the sum of the two ends, over the part inside the window."""
-        opening = last * (1.0 - self.fraction)
-        inside = max(float(start), opening)
-        if inside >= stop:
+        """The sum of an arithmetic series, over the steps inside the window; in fractions, which lose nothing."""
+        steps = self._steps(last)
+        first = max(start, math.floor(last - steps) + 1)
+        if first >= stop:
             return 0.0
-        ends = self.mass(inside, last) + self.mass(stop, last)
-        return ends / 2 * (stop - inside) / (stop - start)
+        ages = Fraction((last - first) + (last - stop + 1), 2)  # their mean
+        return float((1 - ages / steps) * (stop - first) / (stop - start))
 
-    def spread(self, last: int) -> float:
-        """fraction·T/√12."""
-        return self.fraction * last * _MAX_SIGMA_REL
+    def sigma_rel(self, last: int) -> float:
+        """From E[age²] = Σ_{k < n} (2k-1)·(1 - k/n), with n = fraction·T; √((n²-1)/12) if n is a whole number."""
+        n = self._steps(last)
+        whole = math.floor(n)
+        ages, squares = Fraction(whole * (whole + 1), 2), Fraction(whole * (whole + 1) * (2 * whole + 1), 6)
+        mean = whole - ages / n
+        return math.sqrt(whole**2 - (2 * squares - ages) / n - mean**2) / last
 
     def age(self, share: float, last: float) -> float:
         """share·fraction·T."""

@@ -1,7 +1,7 @@
-"""Snapshots of averages that training kept, and what each of them is an average of.
+"""The profiles of the averages that training stored as snapshots.
 
 A post-hoc average needs to know the profile of every snapshot. EDM2 writes it into the file names, ema-pytorch writes
-an index there, and anybody else's is said by hand.
+an index there; for others the user says it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from ckpttool.coefficients.posthoc import Stored, stored_power_function
 from ckpttool.coefficients.profiles import ConstantDecay, PowerFunction, Profile, WarmupDecay
 from ckpttool.errors import UsageError
+from ckpttool.text import parameter
 
 __all__ = ["StoredProfile", "parse_profile", "profiles_of", "snapshot_number"]
 
@@ -36,7 +37,7 @@ _EXAMPLES = "decay:0.9999, warmup:0.9999, half-life:1000, sigma-rel:0.05, gamma:
 
 @dataclass(frozen=True, slots=True)
 class StoredProfile:
-    """What a user said about snapshots: which names it is about (None: see `profiles_of`), and what they are."""
+    """What a user said about snapshots: which names it is for (None: see `profiles_of`), and their profile."""
 
     glob: str | None
     profile: Profile
@@ -56,7 +57,7 @@ def parse_profile(text: str) -> StoredProfile:
     except ValueError:
         value = math.nan
     if kind not in _KINDS or math.isnan(value):
-        raise UsageError(f"--stored-profile {text}: not a profile", hint=f"For example: {_EXAMPLES}.")
+        raise UsageError(f"{parameter('stored_profile', text)}: not a profile", hint=f"For example: {_EXAMPLES}.")
     return StoredProfile(head or None, _KINDS[kind](value), said)
 
 
@@ -110,14 +111,14 @@ def _profile(path: Path, said: Sequence[StoredProfile], update_every: int | None
         if index >= len(plain):
             raise UsageError(
                 f"{path.name}: there is no profile for index {index}, only {len(plain)} were given",
-                hint="Give --stored-profile once for each of the run's sigma_rels, in their order.",
+                hint=f"Give {parameter('stored_profile')} once for each of the run's sigma_rels, in their order.",
             )
         if update_every is None:
             raise UsageError(
                 f"{path.name}: ema-pytorch applies the decay of one step once in update_every steps, so what its "
                 "snapshots are depends on it",
-                hint="Say the run's: --update-every 10 (its class PostHocEMA hands update_every to KarrasEMA, "
-                "where it is 100 by default).",
+                hint=f"Say the run's: {parameter('update_every', 10)} (its class PostHocEMA hands update_every to "
+                "KarrasEMA, where it is 100 by default).",
             )
         return _corrected(plain[index], update_every)
     if len(plain) == 1:
@@ -127,11 +128,11 @@ def _profile(path: Path, said: Sequence[StoredProfile], update_every: int | None
     if plain:
         raise UsageError(
             f"{path.name}: several profiles were given, and its name does not say which is its own",
-            hint=f"Say which names each is about: --stored-profile '*{path.suffix}={said[0].text}'.",
+            hint=f"Say which names each is for: {parameter('stored_profile', f'*{path.suffix}={said[0].text}')}.",
         )
     raise UsageError(
         f"{path.name}: what it is an average of is not known",
-        hint=f"--stored-profile says it: {_EXAMPLES}.",
+        hint=f"{parameter('stored_profile')} says it: {_EXAMPLES}.",
     )
 
 
@@ -143,6 +144,6 @@ def _corrected(profile: Profile, update_every: int | None) -> Profile:
     if isinstance(profile, ConstantDecay):
         return ConstantDecay(profile.decay ** (1 / update_every))
     raise UsageError(
-        "--update-every: the warm-up of such an average counts its updates, and is another profile then",
+        f"{parameter('update_every')}: the warm-up of such an average counts its updates, and is another profile then",
         hint="Name a profile without warm-up that comes near: decay:0.9999 or sigma-rel:0.09.",
     )

@@ -1,8 +1,7 @@
-"""How much of each checkpoint: every average here is a weighted sum, and this is where its weights come from.
+"""The coefficient of each checkpoint in an average.
 
-Each function returns one coefficient per checkpoint, **oldest first**, and they sum to 1. Nothing here opens a
-file. The profiles of moving averages are in `ckpttool.coefficients.profiles`; averages computed from averages that
-training already kept are in `ckpttool.coefficients.posthoc`.
+Each function returns one coefficient per checkpoint, **oldest first**; they sum to 1. The profiles of moving averages
+are in `ckpttool.coefficients.profiles`; averages of averages that training stored, in `ckpttool.coefficients.posthoc`.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Literal
 
 from ckpttool.coefficients.profiles import Profile, WarmupDecay
 from ckpttool.errors import UsageError
+from ckpttool.text import parameter
 
 __all__ = [
     "ANNEALING_CURVES",
@@ -85,16 +85,17 @@ def explicit(weights: Sequence[float], *, normalize: bool = False) -> tuple[floa
     _check_count(len(numbers))
     for position, number in enumerate(numbers, start=1):
         if not math.isfinite(number):
-            raise UsageError(f"weight {position} is {number}", hint="give a finite number for each checkpoint")
+            raise UsageError(f"weight {position} is {number}", hint="Give a finite number for each checkpoint.")
     total = math.fsum(numbers)
     if not normalize:
         if abs(total - 1.0) > 1e-6:
             raise UsageError(
-                f"the weights sum to {total:.9g}, not to 1", hint="ask for them to be normalized, or change one"
+                f"the weights sum to {total:.9g}, not to 1",
+                hint=f"{parameter('normalize', True)} divides them by their sum.",
             )
         return numbers
     if abs(total) <= 1e-12 * math.fsum(map(abs, numbers)):
-        raise UsageError("the weights sum to 0 and cannot be normalized", hint="give weights with a sum other than 0")
+        raise UsageError("the weights sum to 0 and cannot be normalized", hint="Give weights with a sum other than 0.")
     return tuple(number / total for number in numbers)
 
 
@@ -124,7 +125,7 @@ def from_decays(decays: Sequence[float]) -> tuple[float, ...]:
     for decay in reversed(decays):
         if not 0.0 <= decay <= 1.0:
             raise UsageError(
-                f"a decay must lie between 0 and 1, and {decay!r} does not", hint="it is what the average keeps"
+                f"a decay must be between 0 and 1, and {decay!r} is not", hint="It is what the average keeps."
             )
         youngest_first.append((1.0 - decay) * kept)
         kept *= decay
@@ -162,12 +163,14 @@ def from_profile(steps: Sequence[int], profile: Profile, quadrature: Quadrature 
 
     The weights between two checkpoints are unknown, so something must be said about them:
 
-    * ``linear``: they moved in a straight line. With M_i the mean of F between t_i and t_(i+1), and M_N = 1,
-      ``c_1 = M_1`` and ``c_i = M_i - M_(i-1)``. Also the estimate of least variance if they moved like a random walk.
+    * ``linear``: they moved in a straight line. With M_i the mean of F over the steps from t_i up to, not including,
+      t_(i+1), and M_N = 1, ``c_1 = M_1`` and ``c_i = M_i - M_(i-1)``. Also the estimate of least variance if they moved
+      like a random walk.
     * ``hold``: they jumped to the next checkpoint's at once: ``c_1 = F(t_1)``, ``c_i = F(t_i) - F(t_(i-1))``. This is
       the usual recurrence with the decays of the gap multiplied; it makes the average half a gap too young.
 
-    What lies before the first checkpoint counts as the first checkpoint.
+    The average is one over the integer steps, so that a checkpoint at every step gets the mass of that step by either.
+    The mass before the first checkpoint is given to the first checkpoint.
 
     Args:
         steps: Training steps of the checkpoints, oldest first, each once; the last is the step of the average.
@@ -189,7 +192,7 @@ def from_profile(steps: Sequence[int], profile: Profile, quadrature: Quadrature 
     elif quadrature == "hold":
         cumulative = [profile.mass(step, last) for step in steps[:-1]]
     else:
-        raise UsageError(f"there is no quadrature {quadrature!r}", hint="linear or hold")
+        raise UsageError(f"there is no quadrature {quadrature!r}", hint="It is linear or hold.")
     # F never falls; max() takes off what rounding may add where it is flat.
     return tuple(max(after - before, 0.0) for before, after in pairwise((0.0, *cumulative, 1.0)))
 
@@ -219,7 +222,7 @@ def anneal(n: int, curve: str) -> tuple[float, ...]:
     """
     _check_count(n)
     if curve not in ANNEALING_CURVES:
-        raise UsageError(f"there is no annealing curve {curve!r}", hint="one of " + ", ".join(ANNEALING_CURVES))
+        raise UsageError(f"there is no annealing curve {curve!r}", hint=f"It is one of {', '.join(ANNEALING_CURVES)}.")
     if curve == "linear":
         return uniform(n)  # the differences would only round 1/n
     factor = ANNEALING_CURVES[curve]
@@ -235,7 +238,7 @@ class Statistics:
         effective_number: 1/Σc²: how many checkpoints a plain mean of the same variance would have.
         mean_age: Σ c·(T - t) in steps.
         oldest_share: The coefficient of the oldest checkpoint.
-        mass_before_first: The share of the wanted average that lies before the first checkpoint, where nothing is
+        mass_before_first: The share of the wanted average that is from before the first checkpoint, where nothing is
             known; the first checkpoint has to stand for it. None if no profile was asked for.
         multipliers: (step, factor): the learning-rate curve that the average stands in for. The updates from this
             checkpoint to the next count with this factor; before the first checkpoint it is 1.
@@ -285,7 +288,7 @@ def statistics(steps: Sequence[int], coefficients: Sequence[float], profile: Pro
     _check_steps(steps)
     if len(steps) != len(coefficients):
         raise UsageError(
-            f"{len(coefficients)} coefficients for {len(steps)} checkpoints", hint="give one for each checkpoint"
+            f"{len(coefficients)} coefficients for {len(steps)} checkpoints", hint="Give one for each checkpoint."
         )
     last = steps[-1]
     return Statistics(
@@ -299,16 +302,16 @@ def statistics(steps: Sequence[int], coefficients: Sequence[float], profile: Pro
 
 def _check_count(n: int) -> None:
     if n < 1:
-        raise UsageError(f"cannot weigh {n} checkpoints", hint="give 1 or more")
+        raise UsageError(f"cannot weigh {n} checkpoints", hint="Give 1 or more.")
 
 
 def _check_steps(steps: Sequence[int]) -> None:
     _check_count(len(steps))
     if steps[0] < 0:
-        raise UsageError(f"a checkpoint is at step {steps[0]}", hint="steps count from 0, the start of training")
+        raise UsageError(f"a checkpoint is at step {steps[0]}", hint="Steps count from 0, the start of training.")
     for before, after in pairwise(steps):
         if after <= before:
             raise UsageError(
                 f"the step {after} comes after the step {before}",
-                hint="give each training step once, oldest first; a run that was restarted has some twice",
+                hint="Give each training step once, oldest first; a run that was restarted has some twice.",
             )
