@@ -620,8 +620,7 @@ def test_an_exception_in_the_callers_code_leaves_nothing(two, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["0.safetensors", "1.safetensors"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_nothing_is_left(two, tmp_path, number):
+def test_interrupted_nothing_is_left(two, tmp_path):
     script = textwrap.dedent(
         """
         import signal, sys, time
@@ -649,10 +648,23 @@ def test_interrupted_nothing_is_left(two, tmp_path, number):
     with process:
         assert process.stdout.readline() == b"reading\n"
         assert leftovers(tmp_path) != []
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         process.wait(60)
-    assert process.returncode == -number
+    assert process.returncode == -signal.SIGINT
     assert sorted(os.listdir(tmp_path)) == ["0.safetensors", "1.safetensors"]
+
+
+def test_executing_a_plan_installs_no_signal_handlers(two, tmp_path):
+    """A library leaves them to the program."""
+    numbers = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
+    before = [signal.getsignal(number) for number in numbers]
+    seen = []
+    execute(
+        build_plan(two, tmp_path / "out.safetensors"),
+        on_progress=lambda _: seen.append([signal.getsignal(number) for number in numbers]),
+    )
+    assert seen
+    assert all(handlers == before for handlers in seen)
 
 
 # ---------------------------------------------------------------------------------------------------------------

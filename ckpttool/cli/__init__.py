@@ -7,8 +7,8 @@ help and completion answer at once.
 from __future__ import annotations
 
 import os
-import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
@@ -16,12 +16,13 @@ from typing import Any, NoReturn
 import click
 
 from ckpttool._version import __version__
+from ckpttool.cli._signals import exiting_on_signals
+from ckpttool.cli._wording import spoken
 from ckpttool.errors import CkpttoolError
 
 __all__ = ["COMMANDS", "group", "main"]
 
 INTERRUPTED = 130
-TERMINATED = 128 + 15
 BROKEN_PIPE = 128 + 13
 
 _EPILOG = """\b
@@ -105,10 +106,10 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(args: Sequence[str] | None) -> int:
-    previous = _exit_on_sigterm()
     try:
-        outcome = group.main(args=args, prog_name="ckpttool", standalone_mode=False)
-        sys.stdout.flush()
+        with exiting_on_signals():
+            outcome = group.main(args=args, prog_name="ckpttool", standalone_mode=False)
+            sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -121,28 +122,13 @@ def _run(args: Sequence[str] | None) -> int:
         return BROKEN_PIPE
     except CkpttoolError as error:
         if os.environ.get("CKPTTOOL_DEBUG"):
-            raise
+            traceback.print_exc()
         _print_error(error)
         return error.exit_code
-    finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
     return outcome if isinstance(outcome, int) else 0
 
 
 def _print_error(error: CkpttoolError) -> None:
-    click.echo(f"Error: {error.message}", err=True)
+    click.echo(f"Error: {spoken(error.message)}", err=True)
     if error.hint:
-        click.echo(f"Hint: {error.hint}", err=True)
-
-
-def _exit_on_sigterm() -> signal.Handlers | signal._HANDLER | None:
-    """Let a polite kill unwind the stack, so that temporary files go; None where signals cannot be set."""
-
-    def leave(_number: int, _frame: object) -> NoReturn:
-        sys.exit(TERMINATED)
-
-    try:
-        return signal.signal(signal.SIGTERM, leave)
-    except ValueError:  # not in the main thread
-        return None
+        click.echo(f"Hint: {spoken(error.hint)}", err=True)

@@ -14,18 +14,16 @@ import errno
 import os
 import secrets
 import shutil
-import signal
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from types import FrameType
 
 from ckpttool.errors import CkpttoolError, OutputExistsError, WriteError
 from ckpttool.formats import open_checkpoint
 from ckpttool.tensors import OutputFile
 
-__all__ = ["StagedOutput", "check_output", "terminate_as_interrupt"]
+__all__ = ["StagedOutput", "check_output"]
 
 _LONGEST_STEM = 160
 """Of a temporary name; file systems end at 255 bytes."""
@@ -378,31 +376,3 @@ def _flush_directory(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def terminate_as_interrupt() -> Iterator[None]:
-    """While it lasts, SIGTERM and SIGHUP unwind the stack as Ctrl-C does, and then end the process as they would have.
-
-    Without it, a job that is cancelled by its scheduler would leave its temporary file behind.
-    Handlers that the program has set itself are left alone.
-    """
-    received: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        received.append(number)
-        raise KeyboardInterrupt
-
-    previous: dict[int, object] = {}
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                previous[number] = signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in previous:
-            signal.signal(number, signal.SIG_DFL)
-        if received:
-            os.kill(os.getpid(), received[0])

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpttool.engine.output import StagedOutput, check_output, terminate_as_interrupt
+from ckpttool.engine.output import StagedOutput, check_output
 from ckpttool.engine.read_back import read_back
 from ckpttool.engine.tasks import Preparation
 from ckpttool.engine.work import CHUNK_ELEMENTS, Work, default_jobs
@@ -111,7 +111,6 @@ def execute_together(
         raise UsageError("two plans have the same output", hint="Give every output a path of its own.")
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(terminate_as_interrupt())
         inputs = _input_paths(plans)
         for plan in plans:
             check_output(plan.output, plan.files, force=plan.force, inputs=inputs)

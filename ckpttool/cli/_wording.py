@@ -1,0 +1,28 @@
+"""The library speaks of its parameters; on the command line they are options."""
+
+from __future__ import annotations
+
+import shlex
+
+from ckpttool.text import render
+
+__all__ = ["option_of", "spoken"]
+
+_OPTIONS = {"output": "-o", "warmup": "--no-warmup", "checkpoints": "CHECKPOINT"}
+"""Parameters whose options are not called as they are."""
+
+
+def option_of(name: str, value: str | None = None) -> str:
+    """A parameter of the library, and the value to set it to, as they are typed on the command line.
+
+    Example:
+        >>> option_of("max_shard_size", "5GB"), option_of("force", "True"), option_of("output", "a b.pt")
+        ('--max-shard-size 5GB', '--force', "-o 'a b.pt'")
+    """
+    option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+    return option if value in {None, "True", "False"} else f"{option} {shlex.quote(value or '')}"
+
+
+def spoken(text: str) -> str:
+    """A message of the library in the words of the command line."""
+    return render(text, option_of)
