@@ -206,7 +206,7 @@ def test_any_window_is_exact(
         ct.average(directory, directory / "out.pt", last=last, window_from_running_mean=True, dtype="float64")
 
     if start == stop:
-        with pytest.raises(UsageError, match="nothing lies between"):
+        with pytest.raises(UsageError, match="nothing is between"):
             average()
         return
     average()
@@ -578,7 +578,7 @@ def test_the_window_of_an_averaged_model_is_counted_in_updates(tmp_path: Path, r
         (["unnamed/1.pt", "unnamed/2.pt"], 4, "without a count", "--segment"),
         (["two/1.pt", "exp/epoch-9.pt"], 2, "there are averages at", "one average"),
         (["mixed/1.pt", "exp/epoch-9.pt"], 4, "hold different averages", "same running mean"),
-        (["idle"], 2, "nothing lies between", "longer window"),
+        (["idle"], 2, "nothing is between", "longer window"),
         (["again"], 4, "begun anew", "--from-step"),
         (["anew/1.pt", "anew/2.pt"], 4, "1.pt holds a mean of 9 updates, and the later 2.pt one of 5", "--from-step"),
     ],

@@ -1,4 +1,4 @@
-"""Options that several commands share, with their help beside them.
+"""Options that several commands share, with their help.
 
 Each decorator adds a group of options and hands them to the command as one frozen value.
 """
@@ -6,26 +6,23 @@ Each decorator adds a group of options and hands them to the command as one froz
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from fractions import Fraction
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ckpttool.cli._output import Output
 
 if TYPE_CHECKING:
-    from ckpttool.planning.request import IntegerPolicy, KeyPolicy, OutputDType
+    from ckpttool.operations.records import Selection
+    from ckpttool.planning.request import Policy
 
 __all__ = [
-    "PolicyOptions",
     "RunOptions",
-    "SelectionOptions",
     "checkpoints_argument",
-    "conversation_options",
+    "diagnostics_options",
     "policy_options",
     "run_options",
     "selection_options",
@@ -33,38 +30,38 @@ __all__ = [
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
-Group = TypeVar("Group")
 
 
-def _grouped(keyword: str, group: Callable[..., Group], names: list[str], options: list[Decorator]) -> Decorator:
-    """A decorator that adds options and passes their values to the command as ``keyword=group(...)``."""
+def _grouped(keyword: str, group: Callable[..., object], options: Mapping[str, Decorator]) -> Decorator:
+    """A decorator that adds options and passes their values to the command as ``keyword=group(...)``.
+
+    Args:
+        keyword: Name of the command's parameter.
+        group: What makes its value of those of the options.
+        options: The options by the names of their values, in the order of the help.
+    """
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def with_group(**kwargs: Any) -> Any:
-            kwargs[keyword] = group(**{name: kwargs.pop(name) for name in names})
+            kwargs[keyword] = group(**{name: kwargs.pop(name) for name in options})
             return command(**kwargs)
 
         call: Command = with_group
-        for option in reversed(options):
+        for option in reversed(tuple(options.values())):
             call = option(call)
         return call
 
     return decorate
 
 
-def _names(group: type) -> list[str]:
-    return [field.name for field in fields(group)]
-
-
-conversation_options: Decorator = _grouped(
+diagnostics_options: Decorator = _grouped(
     "out",
     Output,
-    ["quiet", "verbose"],
-    [
-        click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors."),
-        click.option("-v", "--verbose", is_flag=True, help="Say more: why each choice was made."),
-    ],
+    {
+        "quiet": click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors."),
+        "verbose": click.option("-v", "--verbose", is_flag=True, help="Say more: why each choice was made."),
+    },
 )
 
 checkpoints_argument: Decorator = click.argument(
@@ -76,117 +73,114 @@ checkpoints_argument: Decorator = click.argument(
 )
 
 
-@dataclass(frozen=True)
-class SelectionOptions:
-    """Which checkpoints of a model directory take part."""
+def _selection(**values: Any) -> Selection:
+    from ckpttool.operations.records import Selection
 
-    last: int | None
-    every: int | None
-    from_step: int | None
-    to_step: int | None
-    include: tuple[str, ...]
-    exclude: tuple[str, ...]
-    best: int | None
-    metric: str | None
-    mode: Literal["min", "max"] | None
-    layout: str | None
-    section: str | None
+    return Selection(**values)
 
 
 selection_options: Decorator = _grouped(
     "selection",
-    SelectionOptions,
-    _names(SelectionOptions),
-    [
-        click.option("--last", type=click.IntRange(min=1), metavar="N", help="The N newest checkpoints, by step."),
-        click.option(
+    _selection,
+    {
+        "last": click.option(
+            "--last", type=click.IntRange(min=1), metavar="N", help="The N newest checkpoints, by step."
+        ),
+        "every": click.option(
             "--every", type=click.IntRange(min=1), metavar="K", help="Each K-th, counted back from the newest."
         ),
-        click.option("--from-step", type=click.IntRange(min=0), metavar="S", help="None before step S."),
-        click.option("--to-step", type=click.IntRange(min=0), metavar="S", help="None after step S."),
-        click.option("--include", multiple=True, metavar="GLOB", help="Only file names like this. Repeatable."),
-        click.option("--exclude", multiple=True, metavar="GLOB", help="No file names like this. Repeatable."),
-        click.option("--best", type=click.IntRange(min=1), metavar="N", help="The N best by --metric."),
-        click.option("--metric", metavar="NAME", help="A metric that the run kept: valid_loss, metrics.bleu."),
-        click.option("--mode", type=click.Choice(["min", "max"]), help="Whether a small or a large metric is good."),
-        click.option("--layout", metavar="NAME", help="The framework whose files these are, if not recognised."),
-        click.option("--section", metavar="KEY.PATH", help="Where the weights are in a file, if not recognised."),
-    ],
+        "from_step": click.option("--from-step", type=click.IntRange(min=0), metavar="S", help="None before step S."),
+        "to_step": click.option("--to-step", type=click.IntRange(min=0), metavar="S", help="None after step S."),
+        "include": click.option(
+            "--include", multiple=True, metavar="GLOB", help="Only file names like this. Repeatable."
+        ),
+        "exclude": click.option(
+            "--exclude", multiple=True, metavar="GLOB", help="No file names like this. Repeatable."
+        ),
+        "best": click.option("--best", type=click.IntRange(min=1), metavar="N", help="The N best by --metric."),
+        "metric": click.option(
+            "--metric", metavar="NAME", help="A metric that the run kept: valid_loss, metrics.bleu."
+        ),
+        "mode": click.option(
+            "--mode", type=click.Choice(["min", "max"]), help="Whether a small or a large metric is good."
+        ),
+        "layout": click.option(
+            "--layout", metavar="NAME", help="The framework whose files these are, if not recognised."
+        ),
+        "section": click.option(
+            "--section", metavar="KEY.PATH", help="Where the weights are in a file, if not recognised."
+        ),
+    },
 )
 
 
-@dataclass(frozen=True)
-class PolicyOptions:
-    """What to do where checkpoints differ, and what the output keeps."""
+class _DType(click.Choice[str]):
+    """Names of element types; their short names, such as bf16, are accepted as well."""
 
-    dtype: OutputDType
-    keys: KeyPolicy
-    integers: IntegerPolicy
-    keep_state: bool
-    allow_nonfinite: bool
-    max_shard_size: int | None
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from ckpttool.operations.records import DTYPE_ALIASES
+
+        return super().convert(DTYPE_ALIASES.get(value, value), param, ctx)
 
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """A number of bytes. Units are decimal, as everywhere in Hugging Face's libraries; with an i, binary."""
+def _size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
     if value is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i)?B?", value, re.IGNORECASE)
-    if match is None or (match[3] and not match[2]):
-        raise click.BadParameter(f"{value!r} is not a size such as 5GB or 500MB", ctx, param)
-    unit = 1 << (10 * "KMGT".index(match[2].upper()) + 10) if match[3] else _UNITS[match[2].upper()]
-    size = int(Fraction(match[1]) * unit)
-    if size < 1:
-        raise click.BadParameter(f"{value!r}: must be at least one byte", ctx, param)
-    return size
+    from ckpttool.operations.records import byte_count
+
+    return byte_count(value)
+
+
+def _policy(**values: Any) -> Policy:
+    from ckpttool.planning.request import Policy
+
+    return Policy(**values)
 
 
 policy_options: Decorator = _grouped(
     "policy",
-    PolicyOptions,
-    _names(PolicyOptions),
-    [
-        click.option(
+    _policy,
+    {
+        "dtype": click.option(
             "--dtype",
-            type=click.Choice(["same", "float32", "bfloat16", "float16", "float64"]),
+            type=_DType(["same", "float32", "bfloat16", "float16", "float64"]),
             default="same",
             show_default=True,
             help="Type of the averaged tensors in the output.",
         ),
-        click.option(
+        "keys": click.option(
             "--keys",
             type=click.Choice(["strict", "intersection", "newest"]),
             default="strict",
             show_default=True,
             help="Tensors that not all have: an error, left out, or as in the newest.",
         ),
-        click.option(
+        "integers": click.option(
             "--integers",
             type=click.Choice(["newest", "error"]),
             default="newest",
             show_default=True,
             help="Integer and bool tensors that differ: the newest's, or an error. They are never averaged.",
         ),
-        click.option("--keep-state", is_flag=True, help="Keep the newest's optimizer, scaler and scheduler state."),
-        click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinity pass."),
-        click.option(
+        "keep_state": click.option(
+            "--keep-state", is_flag=True, help="Keep the newest's optimizer, scaler and scheduler state."
+        ),
+        "allow_nonfinite": click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinity pass."),
+        "max_shard_size": click.option(
             "--max-shard-size",
             callback=_size,
             metavar="SIZE",
             help="Split a Hugging Face directory anew, e.g. 5GB.  [default: as the newest]",
         ),
-    ],
+        "force": click.option("-f", "--force", is_flag=True, help="Replace an existing output."),
+    },
 )
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where the output goes, and how the work is done and reported."""
+    """How the work is done and reported."""
 
-    force: bool
     dry_run: bool
     as_json: bool
     jobs: int | None
@@ -195,13 +189,13 @@ class RunOptions:
 run_options: Decorator = _grouped(
     "run",
     RunOptions,
-    _names(RunOptions),
-    [
-        click.option("-f", "--force", is_flag=True, help="Replace an existing output."),
-        click.option("-n", "--dry-run", is_flag=True, help="Print the plan; read no weights, write nothing."),
-        click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON."),
-        click.option(
+    {
+        "dry_run": click.option(
+            "-n", "--dry-run", is_flag=True, help="Print the plan; read no weights, write nothing."
+        ),
+        "as_json": click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON."),
+        "jobs": click.option(
             "--jobs", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: one a core, up to 4]"
         ),
-    ],
+    },
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ckpttool._version import __version__
 from ckpttool.cli._output import Output, format_bytes, format_count
 from ckpttool.cli._show import shown_columns
+from ckpttool.cli._wording import spoken
 from ckpttool.planning.plan import Plan
 from ckpttool.tensors import Skipped
 from ckpttool.text import first_names, tensor_label
@@ -18,7 +19,7 @@ from ckpttool.text import first_names, tensor_label
 if TYPE_CHECKING:
     from ckpttool.engine.run import Result
 
-__all__ = ["SCHEMA_VERSION", "Details", "document", "facts", "print_plan", "print_result", "print_start"]
+__all__ = ["SCHEMA_VERSION", "Details", "document", "facts", "print_notes", "print_plan", "print_result", "print_start"]
 
 SCHEMA_VERSION = 1
 
@@ -80,13 +81,13 @@ def document(
         ],
         "selection": plan.selection or None,
         "unit": plan.unit,
-        "skipped": [{"path": str(skipped.path), "reason": skipped.reason} for skipped in plan.skipped],
+        "skipped": [{"path": str(skipped.path), "reason": spoken(skipped.reason)} for skipped in plan.skipped],
         "output": {"path": str(plan.output), "format": plan.format},
         **facts(plan),
         "peak_memory": peak_memory,
         **(details.document if details else {}),
-        "notes": list(plan.notes),
-        "warnings": list(plan.warnings),
+        "notes": [spoken(note) for note in plan.notes],
+        "warnings": [spoken(warning) for warning in plan.warnings],
         "result": None
         if result is None
         else {
@@ -142,16 +143,16 @@ def print_start(plan: Plan, out: Output, details: Details | None = None) -> None
     for row in _member_rows(plan, format_bytes):
         out.detail("  ".join(row))
     for skipped in plan.skipped:
-        out.detail(f"Skipped {skipped.path.name}: {skipped.reason}")
+        out.detail(f"Skipped {skipped.path.name}: {spoken(skipped.reason)}")
     print_notes(plan.notes, plan.warnings, out)
 
 
 def print_notes(notes: Sequence[str], warnings: Sequence[str], out: Output) -> None:
     """Notes on stderr unless --quiet; warnings always."""
     for note in notes:
-        out.say(f"Note: {note}.")
+        out.say(f"Note: {spoken(note)}.")
     for warning in warnings:
-        out.warn(f"{warning}.")
+        out.warn(f"{spoken(warning)}.")
 
 
 def print_result(result: Result, out: Output) -> None:
@@ -189,7 +190,7 @@ def _skipped_rows(skipped: Sequence[Skipped], *, grouped: bool) -> list[list[str
         names = [each.path.name for each in group]
         if grouped and len(names) > 2:
             names = [f"{names[0]} ... {names[-1]} ({len(names)})"]
-        rows += [[name, reason] for name in names]
+        rows += [[name, spoken(reason)] for name in names]
     return rows
 
 

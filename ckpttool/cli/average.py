@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ckpttool.cli._options import (
-    PolicyOptions,
     RunOptions,
-    SelectionOptions,
     checkpoints_argument,
-    conversation_options,
+    diagnostics_options,
     policy_options,
     run_options,
     selection_options,
 )
 from ckpttool.cli._output import Output
-from ckpttool.errors import UsageError
+
+if TYPE_CHECKING:
+    from ckpttool.operations.averaging import AnnealingCurve
+    from ckpttool.operations.records import Selection
+    from ckpttool.planning.request import Policy
 
 
 @click.command(short_help="Average the last checkpoints of a run.")
@@ -39,16 +42,16 @@ from ckpttool.errors import UsageError
 @policy_options
 @run_options
 @click.option("--show", multiple=True, metavar="TENSOR", help="Print a small tensor in each member and in the average.")
-@conversation_options
+@diagnostics_options
 def average(
     checkpoints: tuple[Path, ...],
-    selection: SelectionOptions,
+    selection: Selection,
     weights: str | None,
     normalize: bool,
-    anneal: str | None,
+    anneal: AnnealingCurve | None,
     window_from_running_mean: bool,
     output: str | None,
-    policy: PolicyOptions,
+    policy: Policy,
     run: RunOptions,
     show: tuple[str, ...],
     out: Output,
@@ -72,40 +75,20 @@ def average(
       ckpttool average runs/a --best 5 --metric valid_loss -o best.safetensors
       ckpttool average a.pt b.pt c.pt --weights 0.2,0.3,0.5 -o mix.pt
     """
-    if window_from_running_mean:
-        from ckpttool.cli._running_mean import average_window
+    from ckpttool.cli._planned import run_planned
+    from ckpttool.operations.averaging import plan_average
 
-        for option, given in (("--weights", weights), ("--normalize", normalize or None), ("--anneal", anneal)):
-            if given is not None:
-                raise UsageError(
-                    f"--window-from-running-mean and {option} both say what the coefficients are",
-                    hint="Leave out one of the two.",
-                )
-        average_window(checkpoints, selection, output, policy=policy, run=run, show=show, out=out)
-        return
-    from ckpttool.cli._anneal import annealing
-    from ckpttool.cli._show import check_shown
-    from ckpttool.cli._steps import default_output, policy_of, run_plans, select
-    from ckpttool.coefficients.weights import explicit
-    from ckpttool.planning.planner import make_plan
-    from ckpttool.planning.request import Operation
-
-    if anneal is not None and weights is not None:
-        raise UsageError("--anneal and --weights both say what the coefficients are", hint="Leave out one of the two.")
-    coefficients = None if weights is None else explicit(_numbers(weights), normalize=normalize)
-    found = select(checkpoints, selection, shares=len(coefficients) if coefficients else None)
-    annealed = None if anneal is None else annealing(found, anneal)
-    if annealed is not None:
-        found, coefficients = annealed.found, annealed.coefficients
-    plan = make_plan(
-        found,
-        default_output(checkpoints, output, "avg"),
-        coefficients=coefficients,
-        policy=policy_of(policy, run),
-        operation=Operation(details=annealed.provenance) if annealed else Operation(),
+    planned = plan_average(
+        checkpoints,
+        output,
+        selection=selection,
+        policy=policy,
+        weights=None if weights is None else _numbers(weights),
+        normalize=normalize,
+        anneal=anneal,
+        window_from_running_mean=window_from_running_mean,
     )
-    check_shown(show, plan, dry_run=run.dry_run)
-    run_plans([plan], "average", run, out, [annealed.details if annealed else None], show=show)
+    run_planned(planned, "average", run, out, show=show)
 
 
 def _numbers(text: str) -> list[float]:

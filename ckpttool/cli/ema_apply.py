@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ckpttool.cli._options import (
-    PolicyOptions,
     RunOptions,
-    SelectionOptions,
     checkpoints_argument,
-    conversation_options,
+    diagnostics_options,
     policy_options,
     run_options,
     selection_options,
@@ -21,7 +19,10 @@ from ckpttool.cli._output import Output
 from ckpttool.errors import UsageError
 
 if TYPE_CHECKING:
+    from ckpttool.coefficients.lengths import Unit
     from ckpttool.coefficients.weights import Quadrature
+    from ckpttool.operations.records import Selection
+    from ckpttool.planning.request import Policy
 
 
 @click.command("ema-apply", short_help="Put the moving average of the weights in their place.")
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 @selection_options
 @policy_options
 @run_options
-@conversation_options
+@diagnostics_options
 def ema_apply(
     checkpoints: tuple[Path, ...],
     output: str | None,
@@ -73,19 +74,19 @@ def ema_apply(
     half_life: tuple[str, ...],
     sigma_rel: tuple[str, ...],
     window: tuple[str, ...],
-    unit: str | None,
+    unit: Unit | None,
     quadrature: Quadrature,
     stored_profile: tuple[str, ...],
     update_every: int | None,
     segment: str | None,
-    selection: SelectionOptions,
-    policy: PolicyOptions,
+    selection: Selection,
+    policy: Policy,
     run: RunOptions,
     out: Output,
 ) -> None:
     """Put the moving average of the weights in their place, in a new file.
 
-    Of one CHECKPOINT, the average that it holds or that stands beside it is taken, wherever its framework keeps it.
+    Of one CHECKPOINT, the average that it holds or that is stored next to it is taken, wherever its framework keeps it.
     Where the weights are the average already, it says so, and never undoes it.
 
     Of a model directory, the average that the run would have had is computed from its checkpoints, at one length or
@@ -102,92 +103,41 @@ def ema_apply(
       ckpttool ema-apply snapshots/ --sigma-rel 0.12 -o ema-0.12.safetensors
       ckpttool ema-apply runs/a --stored-profile decay:0.999 --half-life 2000 -o ema.pt
     """
-    from ckpttool.cli._computed import DEFAULT_DECAY, apply_computed, wanted_lengths
-    from ckpttool.cli._posthoc import apply_posthoc, is_posthoc
-    from ckpttool.cli._stored import apply_stored, list_stored
+    from ckpttool.cli._planned import run_planned
+    from ckpttool.operations.ema_apply import plan_ema_apply
+    from ckpttool.operations.lengths import wanted_lengths
 
-    wanted = wanted_lengths(decay, half_life, sigma_rel, window, warmup=not no_warmup)
+    lengths = wanted_lengths(decay=decay, half_life=half_life, sigma_rel=sigma_rel, window=window, warmup=not no_warmup)
     if listing:
-        if wanted or output is not None:
+        from ckpttool.cli._listing import print_averages
+        from ckpttool.operations.stored_ema import list_averages
+
+        if lengths or output is not None:
             raise UsageError("--list only says what is there", hint="Leave --list out to write it.")
-        paths = _newest_two(checkpoints, selection)
-        list_stored(paths, section=selection.section, slot=slot, names_from=names_from, as_json=run.as_json, out=out)
-    elif stored_profile or segment or is_posthoc(checkpoints):
-        from ckpttool.coefficients.snapshots import parse_profile
+        listed = list_averages(checkpoints, selection=selection, slot=slot, names_from=names_from)
+        print_averages(listed, out, as_json=run.as_json)
+        return
+    from ckpttool.coefficients.snapshots import parse_profile
 
-        apply_posthoc(
-            checkpoints,
-            selection,
-            wanted,
-            output,
-            profiles=[parse_profile(text) for text in stored_profile],
-            update_every=update_every,
-            segment=None if segment is None else _segment(segment),
-            policy=policy,
-            run=run,
-            out=out,
-        )
-    elif len(checkpoints) == 1 and _is_one(checkpoints[0]):
-        if wanted or unit or no_warmup:
-            raise UsageError(
-                f"{checkpoints[0]} is one checkpoint, and a length needs the checkpoints of a run",
-                hint="Name the model directory, or leave the length out to take the average that the checkpoint holds.",
-            )
-        apply_stored(
-            checkpoints[0],
-            output,
-            section=selection.section,
-            slot=slot,
-            names_from=names_from,
-            policy=policy,
-            run=run,
-            out=out,
-        )
-    else:
-        if slot or names_from:
-            raise UsageError("--slot and --names-from are about the average that one checkpoint holds")
-        if not wanted:
-            wanted = wanted_lengths((DEFAULT_DECAY,), (), (), (), warmup=not no_warmup)
-        apply_computed(
-            checkpoints,
-            selection,
-            wanted,
-            output,
-            unit=unit,
-            quadrature=quadrature,
-            policy=policy,
-            run=run,
-            out=out,
-        )
-
-
-def _is_one(path: Path) -> bool:
-    """Whether a path is one checkpoint: a file, a folder with weights in it, or two folders: weights and average."""
-    from ckpttool.ema.files import folder_average
-    from ckpttool.selection.choice import weights_file
-
-    if not path.is_dir():
-        return path.exists()
-    return weights_file(path) != path or folder_average(path) is not None
-
-
-def _newest_two(checkpoints: tuple[Path, ...], selection: SelectionOptions) -> list[Path]:
-    """What --list looks at: the checkpoints named, or the newest two of a model directory."""
-    from ckpttool.selection.discovery import discover
-
-    if len(checkpoints) != 1 or not checkpoints[0].is_dir() or _is_one(checkpoints[0]):
-        return list(checkpoints)
-    found = discover(
-        checkpoints[0],
-        layout=selection.layout,
-        section=selection.section,
-        include=selection.include,
-        exclude=selection.exclude,
+    planned = plan_ema_apply(
+        checkpoints,
+        output,
+        lengths=lengths,
+        warmup=not no_warmup,
+        selection=selection,
+        policy=policy,
+        slot=slot,
+        names_from=names_from,
+        unit=unit,
+        quadrature=quadrature,
+        profiles=[parse_profile(text) for text in stored_profile],
+        update_every=update_every,
+        segment=None if segment is None else _steps(segment),
     )
-    return [entry.path for entry in found.entries[-2:]]
+    run_planned(planned, "ema-apply", run, out)
 
 
-def _segment(text: str) -> tuple[int, int]:
+def _steps(text: str) -> tuple[int, int]:
     start, _, stop = text.partition(":")
     try:
         return int(start), int(stop)

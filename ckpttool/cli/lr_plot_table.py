@@ -14,7 +14,7 @@ import click
 from ckpttool.cli._lr_marks import caption, marked_rows
 from ckpttool.cli._lr_request import Request, make_request, title
 from ckpttool.cli._lr_rows import FORMATS, Format, Rows, render
-from ckpttool.cli._options import conversation_options
+from ckpttool.cli._options import diagnostics_options
 from ckpttool.cli._output import Output, ascii_safe
 from ckpttool.cli._plot import canvas_columns, draw, draws_braille, has_colour, terminal_width
 from ckpttool.cli._saving import check_output, save, save_text
@@ -163,7 +163,7 @@ Examples:
     metavar="REGEX",
     help="How a line of another program's log looks: (?P<step>...) and (?P<lr>...).",
 )
-@conversation_options
+@diagnostics_options
 def lr_plot_table(out: Output, **options: Any) -> None:
     """Show what the learning rate will be, step by step, as a table and as a picture.
 

@@ -23,7 +23,7 @@ from ckpttool.planning.planner import make_plan
 from ckpttool.planning.request import Operation, OutputForm, Policy, members_of
 from ckpttool.selection.choice import Discovery
 from ckpttool.tensors import Checkpoint, Skipped
-from ckpttool.text import first_names
+from ckpttool.text import Message, first_names, parameter
 
 if TYPE_CHECKING:
     from ckpttool.selection.choice import Entry
@@ -90,9 +90,9 @@ def find_window(found: Discovery) -> Window:
         count = f"{len(entries)} checkpoint{' was' if len(entries) == 1 else 's were'}"
         instance = f", for instance {entries[0].name} and {entries[-1].name}" if entries[2:] else ""
         raise UsageError(
-            f"--window-from-running-mean: {count} listed, and a window has two ends",
-            hint=f"Name two{instance}: the window is what lies between, without the first. Of a model directory, "
-            "--last N takes the last N checkpoints.",
+            f"{parameter('window_from_running_mean')}: {count} listed, and a window has two ends",
+            hint=f"Name two{instance}: the window is what is between them, without the first. Of a model directory, "
+            f"{parameter('last', 'N')} takes the last N checkpoints.",
         )
     first, last = entries[0], entries[-1]
     start, stop = find_running_mean(first.checkpoint), find_running_mean(last.checkpoint)
@@ -129,12 +129,12 @@ def _check_one_run(first: Entry, last: Entry, start: RunningMean, stop: RunningM
             f"{first.name} holds a mean of {start.count:,} {start.unit}, and the later {last.name} one of "
             f"{stop.count:,}: it was begun anew between them",
             path=last.path,
-            hint="--from-step begins the window later; --exclude leaves a checkpoint out.",
+            hint=f"{parameter('from_step')} begins the window later; {parameter('exclude')} leaves a checkpoint out.",
         )
     if start.count == stop.count:
         rounded = f", since it is updated every {stop.every:,} {stop.unit}" if stop.every > 1 else ""
         raise UsageError(
-            f"{names} both hold the mean of the first {stop.count:,} {stop.unit}{rounded}: nothing lies between them",
+            f"{names} both hold the mean of the first {stop.count:,} {stop.unit}{rounded}: nothing is between them",
             hint="Take a longer window.",
         )
     # The names of the two may differ by a wrapper's prefix; those of one file and its mean do not.
@@ -146,7 +146,7 @@ def _check_one_run(first: Entry, last: Entry, start: RunningMean, stop: RunningM
             f"and that of {last.name} does",
             path=first.path,
             tensor=min(lacking),
-            hint="Was the model changed between the two? --from-step begins the window later.",
+            hint=f"Was the model changed between the two? {parameter('from_step')} begins the window later.",
         )
 
 
@@ -177,7 +177,8 @@ def make_window_plan(found: Discovery, output: str, policy: Policy = Policy()) -
     """
     if policy.keep_state:
         raise UsageError(
-            "--keep-state: training that goes on from a window's mean would go on from the wrong running mean, too",
+            f"{parameter('keep_state', True)}: training that goes on from a window's mean would go on from the wrong "
+            "running mean, too",
             hint="Resume from the checkpoint itself; the output is for inference.",
         )
     window = find_window(found)
@@ -270,9 +271,9 @@ def _narrowed(plan: Plan, window: Window, dtype: str) -> list[str]:
         for name, spec in window.stop.average.averaged.items()
         if ("", name) in outputs and name not in window.stop.copied
     }
-    own = f", the weights' own type; --dtype {window.stored} keeps it" if dtype == "same" else ""
+    own = f", the weights' own type; {parameter('dtype', window.stored)} keeps it" if dtype == "same" else ""
     return [
-        f"the mean is stored as {stored} and written as {written}{own}"
+        Message(f"the mean is stored as {stored} and written as {written}{own}")
         for stored, written in sorted(pairs)
         if stored != written
     ]

@@ -1,20 +1,127 @@
-"""The plan that puts a stored moving average in the weights' place: the same container, without the average's own."""
+"""The moving average that a checkpoint holds: put in the weights' place, or listed with what its numbers say."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ckpttool._version import __version__
+from ckpttool.ema.diagnosis import Judged, judge
+from ckpttool.ema.files import find_stored_average, folder_average
 from ckpttool.ema.stored_average import StoredAverage
 from ckpttool.errors import UsageError
+from ckpttool.operations.inputs import find_checkpoints
+from ckpttool.operations.records import Planned, PlannedOutput, Selection
 from ckpttool.planning.destination import find_place
 from ckpttool.planning.matching import ties
 from ckpttool.planning.plan import Member, Plan, PlannedTensor, Term
 from ckpttool.planning.planner import assemble, output_tensor
 from ckpttool.planning.request import OutputDType, Policy
+from ckpttool.reading.snapshot import Snapshot
+from ckpttool.selection.choice import weights_file
 from ckpttool.tensors import TensorId
+from ckpttool.text import Message, parameter
 
-__all__ = ["make_stored_plan"]
+__all__ = [
+    "ListedAverage",
+    "describe_average",
+    "is_one_checkpoint",
+    "list_averages",
+    "make_stored_plan",
+    "plan_stored_ema",
+]
+
+
+@dataclass(frozen=True)
+class ListedAverage:
+    """An average that a checkpoint holds, and what its numbers say.
+
+    Attributes:
+        path: The checkpoint, as it was named.
+        average: What was found.
+        judged: Equal to the weights, frozen, partial, NaN.
+    """
+
+    path: Path
+    average: StoredAverage
+    judged: Judged
+
+
+def is_one_checkpoint(path: Path, snapshot: Snapshot) -> bool:
+    """Whether a path is one checkpoint: a file, a directory with weights in it, or with weights and their average."""
+    if not snapshot.is_dir(path):
+        return snapshot.exists(path)
+    return weights_file(path) != path or folder_average(path) is not None
+
+
+def describe_average(found: StoredAverage) -> str:
+    """What an average is and where, as a phrase."""
+    inside = "" if found.source is found.checkpoint else f", a file next to {found.checkpoint.path.name}"
+    return f"the {found.kind} at {found.where}{inside} ({found.framework})"
+
+
+def plan_stored_ema(
+    source: Path,
+    output: str | None,
+    *,
+    section: str | None = None,
+    slot: str | None = None,
+    names_from: Path | None = None,
+    policy: Policy = Policy(),
+) -> Planned[StoredAverage]:
+    """Plan the output that has a checkpoint's stored average for its weights. Nothing is written.
+
+    Args:
+        source: A checkpoint file or directory.
+        output: The file to write; its suffix chooses the format.
+        section: Dotted key path of the trained weights, where they are not found by themselves.
+        slot: Which average, where there are several.
+        names_from: A checkpoint with the names that the average lacks.
+        policy: Element type, and what may be overwritten or pass.
+
+    Raises:
+        CkpttoolError: There is no average, or it cannot be applied; see `ckpttool.errors`.
+    """
+    found = find_stored_average(source, section=section, slot=slot, names_from=names_from)
+    if output is None:
+        example = f"{source.name.split('.')[0]}-ema.safetensors"
+        raise UsageError(
+            f"{source}: found {describe_average(found)}, and there is no output to write it to",
+            hint=f"For example: {parameter('output', example)}. {parameter('list')} says what was found, and what its "
+            "numbers say.",
+        )
+    return Planned((PlannedOutput(make_stored_plan(found, output, policy), found),))
+
+
+def list_averages(
+    sources: Sequence[Path],
+    *,
+    selection: Selection = Selection(),
+    slot: str | None = None,
+    names_from: Path | None = None,
+) -> tuple[ListedAverage, ...]:
+    """The averages that checkpoints hold, and what their numbers say; of two of one run, whether the average moves.
+
+    Args:
+        sources: The checkpoints, or one model directory, whose newest two are taken.
+        selection: Names of the directory's checkpoints to look at, and where the weights are in them.
+        slot: Which average, where there are several.
+        names_from: A checkpoint with the names that the averages lack.
+
+    Raises:
+        NotFoundError: A checkpoint holds none.
+        CkpttoolError: It cannot be read; see `ckpttool.errors`.
+    """
+    snapshot = Snapshot()
+    paths = list(sources)
+    if len(paths) == 1 and snapshot.is_dir(paths[0]) and not is_one_checkpoint(paths[0], snapshot):
+        paths = [entry.path for entry in find_checkpoints(paths[0], selection).entries[-2:]]
+    listed: list[ListedAverage] = []
+    for path in paths:
+        found = find_stored_average(path, section=selection.section, slot=slot, names_from=names_from)
+        listed.append(ListedAverage(path, found, judge(found, listed[-1].average if listed else None)))
+    return tuple(listed)
 
 
 def make_stored_plan(
@@ -37,7 +144,8 @@ def make_stored_plan(
     """
     if policy.keep_state:
         raise UsageError(
-            "--keep-state: the optimizer's state belongs to the trained weights, and would be wrong for their average",
+            f"{parameter('keep_state', True)}: the optimizer's state belongs to the trained weights, and would be "
+            "wrong for their average",
             hint="Resume from the checkpoint itself; the output is for inference.",
         )
     main = Member(found.checkpoint, 0.0, found.checkpoint.step)
@@ -105,10 +213,8 @@ def _with_notes(plan: Plan, found: StoredAverage, dtype: OutputDType) -> Plan:
         if spec.dtype != plan.artifact.tensors["", name].dtype
     }
     for stored, written in sorted(narrowed):
-        notes.append(
-            f"the average is stored as {stored} and written as {written}"
-            + (f", the weights' own type; --dtype {stored} keeps it" if dtype == "same" else "")
-        )
+        kept = f", the weights' own type; {parameter('dtype', stored)} keeps it" if dtype == "same" else ""
+        notes.append(Message(f"the average is stored as {stored} and written as {written}{kept}"))
     state = found.checkpoint.state
     if state:
         notes.append(f"training state left out, since it belongs to the trained weights: {', '.join(state)}")

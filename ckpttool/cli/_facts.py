@@ -1,0 +1,237 @@
+"""What there is to say about a plan beyond what every plan says, by what the operation reports: words, and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ckpttool.cli._output import format_bytes, format_count
+from ckpttool.cli._report import Details
+from ckpttool.cli._wording import spoken
+from ckpttool.coefficients.lengths import describe_length
+from ckpttool.ema.stored_average import StoredAverage
+from ckpttool.operations.averaging import Annealing
+from ckpttool.operations.computed_ema import ComputedAverage
+from ckpttool.operations.posthoc_ema import Segment, Synthesis, describe_snapshot
+from ckpttool.operations.running_mean_window import Window
+from ckpttool.operations.stored_ema import describe_average
+from ckpttool.planning.plan import Plan
+from ckpttool.text import first_names
+
+if TYPE_CHECKING:
+    from ckpttool.selection.choice import Entry
+
+__all__ = ["average_document", "covered", "details_of"]
+
+_NOISE = "(the coefficients without their signs add up to it; 1 is the least)"
+
+
+def details_of(plan: Plan, facts: object) -> Details:
+    """What to report about a plan.
+
+    Args:
+        plan: The plan.
+        facts: What the operation says of it; None: nothing.
+    """
+    if isinstance(facts, Annealing):
+        return _annealing(facts)
+    if isinstance(facts, Window):
+        return _window(plan, facts)
+    if isinstance(facts, StoredAverage):
+        return _stored(plan, facts)
+    if isinstance(facts, ComputedAverage):
+        return _computed(facts)
+    if isinstance(facts, Synthesis):
+        return _synthesis(facts)
+    return _segment(facts) if isinstance(facts, Segment) else Details()
+
+
+def _annealing(facts: Annealing) -> Details:
+    return Details(
+        columns={"learning rate": [f"{factor:.3f}" for factor in facts.factors]},
+        rows=[
+            (
+                "anneals",
+                f"the updates after each checkpoint count with its factor ({facts.curve}); before the first with 1",
+            ),
+        ],
+        document={
+            "anneal": facts.curve,
+            "learning_rate": [
+                {"step": step, "factor": factor} for step, factor in zip(facts.steps, facts.factors, strict=True)
+            ],
+        },
+    )
+
+
+# --- Averages that checkpoints hold ----------------------------------------------------------------------------
+
+
+def _stored(plan: Plan, found: StoredAverage) -> Details:
+    said = describe_average(found)
+    verb = "Writing" if found.in_place else "Applying"
+    return Details(
+        rows=[("average", said), ("because", found.why), ("covers", covered(found))],
+        document={"stored_average": average_document(found)},
+        start=f"{verb} {said}, {format_bytes(plan.bytes_to_read)}: {found.why}.",
+    )
+
+
+def covered(found: StoredAverage) -> str:
+    """How many tensors an average covers, and which not."""
+    said = format_count(len(found.averaged), "tensor")
+    if found.uncovered:
+        said += f"; not {len(found.uncovered):,}: {first_names(found.uncovered)}"
+    return said
+
+
+def average_document(found: StoredAverage) -> dict[str, Any]:
+    """An average that was found, as JSON-able values."""
+    return {
+        "framework": found.framework,
+        "kind": found.kind,
+        "where": found.where,
+        "source": str(found.source.path),
+        "why": found.why,
+        "applied_already": found.in_place,
+        "covers": len(found.averaged),
+        "uncovered": list(found.uncovered),
+        "notes": [spoken(note) for note in found.notes],
+        "warnings": [spoken(warning) for warning in found.warnings],
+    }
+
+
+# --- Averages that are computed --------------------------------------------------------------------------------
+
+_QUADRATURES = {
+    "linear": "the weights moved in a straight line (linear)",
+    "hold": "the weights jumped to the next checkpoint's (hold)",
+}
+
+
+def _computed(facts: ComputedAverage) -> Details:
+    one = facts.computed
+    found = one.statistics
+    said = describe_length(one.profile, found.multipliers[-1][0]) if one.profile is not None else {}
+    rows = [("length", f"{one.wanted}, per {'step' if one.unit == 'steps' else 'checkpoint'}")]
+    if one.profile is not None:
+        terms = (
+            f"half-life {said['half-life']:,.0f} steps, mean age {said['mean-age']:,.0f} steps, 99% of it within "
+            f"{said['window-99']:,.0f} steps, sigma-rel {said['sigma-rel']:.3g}, like the last {said['window']:.1%} of "
+            f"the run, like a constant decay of {said['decay']:.6g}"
+        )
+        rows.append(("in other terms", terms))
+        rows.append(("between checkpoints", _QUADRATURES[facts.quadrature]))
+    rows.append(("effective number", f"{found.effective_number:.2f} of {len(one.coefficients)} checkpoints"))
+    rows.append(("mean age", f"{found.mean_age:,.{0 if one.ages == 'steps' else 2}f} {one.ages}"))
+    rows.append(("oldest share", f"{found.oldest_share:.2%}"))
+    if found.mass_before_first is not None:
+        rows.append(("before the first", f"{found.mass_before_first:.2%} of the average lies before its step"))
+    return Details(
+        columns={"learning rate": [f"{factor:.3f}" for _, factor in found.multipliers]},
+        rows=rows,
+        document=_computed_document(facts, said),
+    )
+
+
+def _computed_document(facts: ComputedAverage, said: Mapping[str, float]) -> dict[str, Any]:
+    one = facts.computed
+    found = one.statistics
+    return {
+        "length": {
+            "kind": one.wanted.kind,
+            "value": one.wanted.value,
+            "warmup": one.wanted.warmup if one.wanted.kind == "decay" else None,
+            "unit": one.unit,
+            "quadrature": facts.quadrature if one.unit == "steps" else None,
+            "in_other_terms": {key.replace("-", "_"): value for key, value in said.items()} or None,
+        },
+        "effective_number": found.effective_number,
+        "mean_age": {"value": found.mean_age, "unit": one.ages},
+        "oldest_share": found.oldest_share,
+        "mass_before_first": found.mass_before_first,
+        "learning_rate": [{"step": step, "factor": factor} for step, factor in found.multipliers],
+    }
+
+
+# --- Averages out of averages ----------------------------------------------------------------------------------
+
+
+def _synthesis(facts: Synthesis) -> Details:
+    return Details(
+        rows=[
+            ("length", str(facts.wanted)),
+            ("profile error", f"{facts.error:.3g} (least squares on the {facts.fitted})"),
+            ("noise", f"{facts.noise:.3g} {_NOISE}"),
+        ],
+        document={
+            "length": {"kind": facts.wanted.kind, "value": facts.wanted.value},
+            "profile_error": facts.error,
+            "noise": facts.noise,
+            "stored": [{"profile": describe_snapshot(one), "step": one.step} for one in facts.stored],
+        },
+        start=f"Synthesising {facts.wanted} from {len(facts.stored)} snapshots: "
+        f"profile error {facts.error:.3g}, noise {facts.noise:.3g}.",
+    )
+
+
+def _segment(facts: Segment) -> Details:
+    return Details(
+        rows=[("segment", str(facts)), ("profile error", "0 (exact)"), ("noise", f"{facts.noise:.3g}")],
+        document={"segment": [facts.start, facts.stop], "profile_error": 0.0, "noise": facts.noise},
+        start=f"Cutting out {facts}: exact, noise {facts.noise:.3g}.",
+    )
+
+
+# --- Windows of running means ----------------------------------------------------------------------------------
+
+
+def _window(plan: Plan, window: Window) -> Details:
+    said = window.describe()
+    means = (window.start, window.stop)
+    every = window.stop.every
+    updated = f"updated every {every:,} {window.stop.unit}" if every > 1 else f"counted in {window.stop.unit}"
+    rows = [
+        ("window", f"{said}: {window.stop.count - window.start.count:,} {window.stop.unit}"),
+        ("in checkpoints", _in_checkpoints(window)),
+        ("running mean", f"{window.stop.average.where} ({window.stop.average.framework}), {updated}"),
+        ("noise", f"{window.noise:.3g} {_NOISE}"),
+    ]
+    # The plan's members are in the order of steps, and so are the ends of a window.
+    return Details(
+        columns={"mean of": [f"{mean.count:,} {mean.unit}" for mean in means]},
+        rows=rows,
+        document={"window_from_running_mean": _window_document(window)},
+        start=f"Averaging {said}, from the running means of two checkpoints, {format_bytes(plan.bytes_to_read)}.",
+    )
+
+
+def _in_checkpoints(window: Window) -> str:
+    first, last = (_numbered(entry) for entry in window.entries)
+    span = "" if window.intervals is None else f": the training of {format_count(window.intervals, 'checkpoint')}"
+    return f"after {first} up to {last}{span}"
+
+
+def _numbered(entry: Entry) -> str:
+    """A checkpoint's name, and its step where the name does not say it."""
+    if entry.step is None or (entry.where_step == "name" and str(entry.step) in entry.name):
+        return entry.name
+    return f"{entry.name} ({entry.unit} {entry.step:,})"
+
+
+def _window_document(window: Window) -> dict[str, Any]:
+    return {
+        "framework": window.stop.average.framework,
+        "where": window.stop.average.where,
+        "unit": window.stop.unit,
+        "after": window.start.count,
+        "up_to": window.stop.count,
+        "intervals": window.intervals,
+        "means": [
+            {"path": str(entry.path), "of": mean.count, "stated": mean.stated, "every": mean.every}
+            for entry, mean in zip(window.entries, (window.start, window.stop), strict=True)
+        ],
+        "noise": window.noise,
+        "stored_as": window.stored,
+        "rounding": window.rounding,
+    }

@@ -1,0 +1,150 @@
+"""Which checkpoints an operation takes: of a model directory, or a list as it is given. And where the output goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ckpttool.errors import NotFoundError, UsageError
+from ckpttool.operations.records import Selection
+from ckpttool.reading.snapshot import Snapshot
+from ckpttool.selection.choice import Discovery
+from ckpttool.selection.discovery import discover, from_paths
+from ckpttool.text import parameter
+
+__all__ = ["default_output", "find_checkpoints", "is_model_directory", "select", "select_window"]
+
+
+def is_model_directory(sources: Sequence[Path], snapshot: Snapshot) -> bool:
+    """Whether the inputs are one directory, whose checkpoints are selected; others are a list, taken as it is."""
+    return len(sources) == 1 and snapshot.is_dir(sources[0])
+
+
+def find_checkpoints(directory: Path, selection: Selection) -> Discovery:
+    """All checkpoints of a model directory that the names asked for leave.
+
+    Raises:
+        CkpttoolError: See `ckpttool.selection.discovery.discover`.
+    """
+    return discover(
+        directory,
+        layout=selection.layout,
+        section=selection.section,
+        include=selection.include,
+        exclude=selection.exclude,
+    )
+
+
+def select(
+    sources: Sequence[Path],
+    selection: Selection,
+    *,
+    count: int | None = None,
+    take_all: bool = False,
+    snapshot: Snapshot | None = None,
+) -> Discovery:
+    """The checkpoints that take part in an average.
+
+    Args:
+        sources: One model directory, or two checkpoints or more.
+        selection: Which of a directory's.
+        count: How many newest ones where the selection does not say it: the number of coefficients.
+        take_all: Take all of a directory where nothing says how many; otherwise the default number.
+        snapshot: What is seen of the storage.
+
+    Raises:
+        NotFoundError: Fewer than two were found, and one was not asked for; or fewer than were asked for.
+        UsageError: A list from which a part shall be taken, or of one checkpoint.
+    """
+    snapshot = snapshot or Snapshot()
+    if len(sources) == 1 and (snapshot.is_dir(sources[0]) or not snapshot.exists(sources[0])):
+        found = _chosen(_thinned(find_checkpoints(sources[0], selection), selection), selection, count, take_all)
+        if len(found.entries) == 1 and 1 not in (selection.last, selection.best):
+            raise NotFoundError(
+                f"{sources[0]}: only one checkpoint, {found.entries[0].name}, and one is not an average",
+                hint=f"{parameter('last', 1)} writes it as it is, in another format if {parameter('output')} says so.",
+                path=sources[0],
+            )
+        return found
+    return _listed(sources, selection)
+
+
+def select_window(sources: Sequence[Path], selection: Selection, *, snapshot: Snapshot | None = None) -> Discovery:
+    """The checkpoints of a stretch of training, and the one before them, where it begins.
+
+    `Selection.last` counts the intervals between checkpoints. Where `Selection.from_step` alone says where the window
+    begins, all checkpoints from the first one on are taken.
+
+    Args:
+        sources: One model directory, or two checkpoints.
+        selection: Which of a directory's.
+        snapshot: What is seen of the storage.
+
+    Raises:
+        NotFoundError: There are fewer; the hint says how many there are.
+        UsageError: A choice by metric; a list from which a part shall be taken, or of one checkpoint.
+    """
+    for name in ("best", "metric", "mode"):
+        if getattr(selection, name) is not None:
+            raise UsageError(
+                f"{parameter('window_from_running_mean', True)} and {parameter(name)}: a window is one stretch of "
+                "training, and the best checkpoints are none",
+                hint="Leave out one of the two.",
+            )
+    snapshot = snapshot or Snapshot()
+    if not (len(sources) == 1 and (snapshot.is_dir(sources[0]) or not snapshot.exists(sources[0]))):
+        return _listed(sources, selection)
+    found = _thinned(find_checkpoints(sources[0], selection), selection)
+    if selection.last is None and selection.from_step is not None:
+        # The two ends say the window, and nothing is counted: which families they are of makes no difference.
+        opened = found.open(mixed=True)
+        return opened if len(opened.entries) > 1 else opened.last_with_start(1)
+    return found.last_with_start(selection.last)
+
+
+def _listed(sources: Sequence[Path], selection: Selection) -> Discovery:
+    given = selection.choosing()
+    if len(sources) == 1 and selection.last != 1:
+        raise UsageError(
+            f"{sources[0]} is one checkpoint, and one is not an average",
+            hint=f"Name a model directory, or two checkpoints or more. {parameter('last', 1)} converts a single one.",
+        )
+    if given and not (len(sources) == 1 and given == ("last",)):
+        raise UsageError(
+            f"{', '.join(parameter(name) for name in given)}: a list of checkpoints is taken whole",
+            hint="Name the model directory to select from it, or leave this out.",
+        )
+    return from_paths(sources, section=selection.section)
+
+
+def _thinned(found: Discovery, selection: Selection) -> Discovery:
+    if selection.from_step is not None or selection.to_step is not None:
+        found = found.between(selection.from_step, selection.to_step)
+    return found if selection.every is None else found.every(selection.every)
+
+
+def _chosen(found: Discovery, selection: Selection, count: int | None, take_all: bool) -> Discovery:
+    if selection.last is not None:
+        found = found.last(selection.last)
+    if selection.best is not None and selection.metric is not None:
+        return found.best(selection.best, selection.metric, selection.mode)
+    if selection.last is not None:
+        return found
+    if count is not None:
+        return found.last(count)
+    return found.open() if take_all else found.last_default()
+
+
+def default_output(sources: Sequence[Path], output: str | None, folder: str, snapshot: Snapshot) -> str:
+    """Where the output goes: as said, or `folder` in the model directory under the newest member's own name.
+
+    Raises:
+        UsageError: None is said, and the inputs are a list.
+    """
+    if output is not None:
+        return output
+    if is_model_directory(sources, snapshot):
+        return f"{sources[0] / folder}/"
+    raise UsageError(
+        "a list of checkpoints needs an output", hint=f"For example: {parameter('output', 'averaged.safetensors')}."
+    )
