@@ -56,7 +56,7 @@ def test_a_signal_leaves_no_temporary_file_and_has_its_exit_code(
 ) -> None:
     with start(tmp_path) as process:
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     assert b"Traceback" not in stderr
     assert sorted(os.listdir(tmp_path)) == ["model_1.pt", "model_2.pt"]
@@ -67,6 +67,6 @@ def test_a_hangup_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     before = "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
     with start(tmp_path, before=before, seconds=0.5) as process:
         process.send_signal(signal.SIGHUP)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
     assert process.returncode == 0
     assert (tmp_path / "out.pt").exists()
