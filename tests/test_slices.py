@@ -446,7 +446,7 @@ def test_an_unfinished_consolidation_leaves_the_slices(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path / "step-1")
     assert any("consolidating the slices was not finished" in note for note in checkpoint.notes)
     assert np.array_equal(values(checkpoint)["embed"], seeded(1)["embed"].numpy())
-    ct.average([tmp_path / "step-1"], tmp_path / "out")
+    ct.average(tmp_path / "step-1", tmp_path / "out", last=1)
     assert os.listdir(tmp_path / "out") == ["model.safetensors"]
 
 

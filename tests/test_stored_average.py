@@ -676,7 +676,7 @@ def test_the_average_is_written_in_the_weights_own_type_unless_asked(tmp_path: P
     kept = apply(path, tmp_path / "kept.pt", dtype="float32")["model"]
     assert torch.equal(kept["head.weight"], AVERAGE["head.weight"])
     plan = make_stored_plan(find_stored_average(path), str(tmp_path / "again.pt"))
-    assert any("--dtype float32 keeps it" in note for note in plan.notes)
+    assert any("dtype='float32' keeps it" in note for note in plan.notes)
 
 
 def test_the_optimizer_of_the_trained_weights_is_never_kept(timm: Path, tmp_path: Path) -> None:
