@@ -1,4 +1,4 @@
-"""Reads a chunk of work: the bytes of each term, checked as they are read."""
+"""Reads a chunk of work: the bytes of all members' tensors, checked as they are read."""
 
 from __future__ import annotations
 
@@ -13,64 +13,58 @@ from ckpttool.reading import dtypes
 from ckpttool.reading.scratch import Scratch
 from ckpttool.reading.sources import Source
 from ckpttool.reading.tiled import PiecedView
-from ckpttool.reading.verification import Verification
 
-__all__ = ["ChunkReader"]
+__all__ = ["read_chunk"]
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
 
-class ChunkReader:
-    """Reads a chunk's terms; each once where several plans want them."""
+def read_chunk(chunk: Chunk, scratch: Scratch) -> list[Bytes]:
+    """The bytes of each view: those of the chunk's ranges, one after another, in native order.
 
-    def __init__(self, chunk: Chunk, scratch: Scratch, *, keep: bool) -> None:
-        self._chunk = chunk
-        self._scratch = scratch
-        self._keep = keep
-        self._known: dict[int, Bytes] = {}
-        self._seen: set[int] = set()
-        self.bytes_read = 0
+    Args:
+        chunk: What to read.
+        scratch: This thread's buffers; what is returned is valid until the next chunk is read.
 
-    def fetch(self, index: int) -> Bytes:
-        """The bytes of view `index` of every piece, one after another, in native order."""
-        known = self._known.get(index)
-        if known is not None:
-            return known
-        chunk, recipe = self._chunk, self._chunk.recipe
-        itemsize = chunk.pieces[0][0].views[index].itemsize
-        buffer = self._scratch.take(f"raw {index}" if self._keep else "raw", chunk.size * itemsize, np.uint8)
-        run_source: Source | None = None
-        run_offset = run_start = run_end = position = 0
-        label = ""
-        checked: list[tuple[Verification, int, int, int]] = []
-        for tensor, start, stop in chunk.pieces:
-            view = tensor.views[index]
-            end = position + (stop - start) * itemsize
-            if isinstance(view, PiecedView) or view.shape is not None:
-                view.read_into(buffer[position:end], start, stop, tensor.label, self._scratch)
-                position = end
-                continue
-            offset = view.base + start * itemsize
-            if view.verification is not None and view.verification.reader is view:
-                checked.append((view.verification, start * itemsize, position, end))
-            if view.source is run_source and position == run_end and offset == run_offset + run_end - run_start:
-                run_end = end
-            else:
-                if run_source is not None:
-                    run_source.read_into(buffer[run_start:run_end].data, run_offset, label)
-                run_source, run_offset, run_start, run_end = view.source, offset, position, end
-                label = tensor.label
+    Raises:
+        UnreadableError: A file is too short, damaged, or cannot be read.
+    """
+    raws = []
+    for index, (component, swap) in enumerate(zip(chunk.recipe.components, chunk.recipe.swaps, strict=True)):
+        raw = scratch.take(f"raw {index}", chunk.size * chunk.ranges[0].tensor.views[index].itemsize, np.uint8)
+        _read_view(chunk, index, raw, scratch)
+        if swap:
+            dtypes.swap_bytes(raw, component)
+        raws.append(raw)
+    return raws
+
+
+def _read_view(chunk: Chunk, index: int, buffer: Bytes, scratch: Scratch) -> None:
+    """Fill a buffer with the chunk's ranges of one view; ranges that are neighbours in the file in one go."""
+    run_source: Source | None = None
+    run_offset = run_start = run_end = position = 0
+    label = ""
+    checked = []
+    for tensor, start, stop in chunk.ranges:
+        view = tensor.views[index]
+        end = position + (stop - start) * view.itemsize
+        if isinstance(view, PiecedView) or view.shape is not None:
+            view.read_into(buffer[position:end], start, stop, tensor.label, scratch)
             position = end
-        if run_source is not None:
-            run_source.read_into(buffer[run_start:run_end].data, run_offset, label)
-        if index not in self._seen:
-            self._seen.add(index)
-            self.bytes_read += buffer.nbytes
-            for verification, at, begin, end in checked:
-                part = buffer[begin:end]
-                verification.note(at, part.nbytes, checksum(verification.stated.kind, part.data))
-        if recipe.swaps[index]:
-            dtypes.swap_bytes(buffer, recipe.components[index])
-        if self._keep:
-            self._known[index] = buffer
-        return buffer
+            continue
+        offset = view.base + start * view.itemsize
+        if view.verification is not None and view.verification.reader is view:
+            checked.append((view.verification, start * view.itemsize, position, end))
+        if view.source is run_source and position == run_end and offset == run_offset + run_end - run_start:
+            run_end = end
+        else:
+            if run_source is not None:
+                run_source.read_into(buffer[run_start:run_end].data, run_offset, label)
+            run_source, run_offset, run_start, run_end = view.source, offset, position, end
+            label = tensor.label
+        position = end
+    if run_source is not None:
+        run_source.read_into(buffer[run_start:run_end].data, run_offset, label)
+    for verification, at, begin, end in checked:
+        part = buffer[begin:end]
+        verification.note(at, part.nbytes, checksum(verification.stated.kind, part.data))

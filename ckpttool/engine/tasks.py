@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from ckpttool.engine import numerics
+from ckpttool.engine.numerics import Weighting
 from ckpttool.errors import CkpttoolError, MismatchError, UsageError
 from ckpttool.planning.plan import Action, Plan, PlannedTensor
 from ckpttool.reading import dtypes
@@ -29,6 +29,7 @@ __all__ = [
     "Comparison",
     "Copying",
     "Preparation",
+    "Range",
     "Recipe",
     "SumRecipe",
     "Task",
@@ -37,8 +38,9 @@ __all__ = [
 ]
 
 _SMALLEST_CHUNK = 1 << 14
-_MOST_KEPT = 8
-"""So many members' chunks are held at once; of more members, smaller ones."""
+_CHUNK_BYTES = 8 << 20
+"""Of all members together, whose bytes are held at once."""
+
 _COPY_BYTES = 1 << 20
 
 
@@ -48,20 +50,16 @@ class SumRecipe:
 
     Attributes:
         action: What becomes of it.
-        operands: Dtype and weight of each term.
+        weighting: Dtypes and weights of the terms, divisor, and the output's real dtype.
         views: For each term, which of the views it is.
         newest: Index of the newest term.
-        divisor: What the sum is divided by.
-        component: The output's real dtype.
         is_averaged: Whether NaN and infinity are looked for.
     """
 
     action: Action
-    operands: tuple[numerics.Operand, ...]
+    weighting: Weighting
     views: tuple[int, ...]
     newest: int
-    divisor: float
-    component: str
     is_averaged: bool
 
 
@@ -73,8 +71,8 @@ class Recipe:
     components: tuple[str, ...]
     swaps: tuple[bool, ...]
     lanes: int
-    keeps: bool
-    """Whether the bytes of all views are held at once, not one after another."""
+    element_bytes: int
+    """Of all views together."""
 
 
 @dataclass(slots=True)
@@ -89,20 +87,28 @@ class TensorTask:
     """For each plan, (index of the file, offset in it)."""
 
 
+class Range(NamedTuple):
+    """Elements [start, stop) of a tensor."""
+
+    tensor: TensorTask
+    start: int
+    stop: int
+
+
 @dataclass(slots=True)
 class Chunk:
-    """Parts of tensors that are summed together: (tensor, first element, one past the last)."""
+    """What is read, summed and written together: ranges of tensors, `size` elements in all."""
 
     recipe: Recipe
-    pieces: list[tuple[TensorTask, int, int]] = field(default_factory=list)
+    ranges: list[Range] = field(default_factory=list)
     size: int = 0
 
-    def positions(self) -> Iterator[tuple[int, tuple[TensorTask, int, int]]]:
-        """The pieces with their positions in the chunk, in elements."""
+    def positions(self) -> Iterator[tuple[int, Range]]:
+        """The ranges with their positions in the chunk, in elements."""
         position = 0
-        for piece in self.pieces:
-            yield position, piece
-            position += piece[2] - piece[1]
+        for each in self.ranges:
+            yield position, each
+            position += each.stop - each.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,20 +156,20 @@ def _recipe(hows: Sequence[_How | None], views: Sequence[View | PiecedView], lan
         if how is None
         else SumRecipe(
             action=how[0],
-            operands=tuple([numerics.Operand(views[index].component, weight) for index, weight in how[4]]),
+            weighting=Weighting(
+                dtypes=tuple([views[index].component for index, _ in how[4]]),
+                weights=tuple([weight for _, weight in how[4]]),
+                divisor=how[2] if how[0] == "average" else 1,
+                out_dtype=dtypes.component(DTYPES[how[3]]),
+            ),
             views=tuple([index for index, _ in how[4]]),
             newest=how[1],
-            divisor=how[2] if how[0] == "average" else 1,
-            component=dtypes.component(DTYPES[how[3]]),
             is_averaged=DTYPES[how[3]].is_averaged,
         )
         for how in hows
     ]
-    keeps = len(hows) > 1 or any(
-        how is not None and how.action == "average" and numerics.needs_all(how.operands, how.component) for how in sums
-    )
     components, swaps = tuple([view.component for view in views]), tuple([view.swap for view in views])
-    return Recipe(tuple(sums), components, swaps, lanes, keeps)
+    return Recipe(tuple(sums), components, swaps, lanes, sum(view.itemsize for view in views))
 
 
 class Preparation:
@@ -182,9 +188,7 @@ class Preparation:
         self._compare(tasks, chunk_elements)
         open_chunks: dict[int, Chunk] = {}
         for tensor, recipe in tensors:
-            limit = chunk_elements
-            if recipe.keeps and len(recipe.components) > _MOST_KEPT:
-                limit = min(limit, max(_SMALLEST_CHUNK, limit * _MOST_KEPT // len(recipe.components)))
+            limit = min(chunk_elements, max(_SMALLEST_CHUNK, _CHUNK_BYTES // max(1, recipe.element_bytes)))
             start = 0
             while start < tensor.numel:
                 chunk = open_chunks.get(id(recipe))
@@ -192,7 +196,7 @@ class Preparation:
                     chunk = open_chunks[id(recipe)] = Chunk(recipe)
                     tasks.append(chunk)
                 stop = min(tensor.numel, start + limit - chunk.size)
-                chunk.pieces.append((tensor, start, stop))
+                chunk.ranges.append(Range(tensor, start, stop))
                 chunk.size += stop - start
                 if chunk.size >= limit:
                     del open_chunks[id(recipe)]

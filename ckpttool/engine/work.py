@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ckpttool.checksums.by_kind import checksum, combined
 from ckpttool.engine import numerics
-from ckpttool.engine.chunk_reader import ChunkReader
+from ckpttool.engine.chunk_reader import read_chunk
+from ckpttool.engine.nonfinite import count_nonfinite, has_nonfinite, settle_infinities
 from ckpttool.engine.output import StagedOutput
 from ckpttool.engine.tasks import Chunk, Comparison, Copying, SumRecipe, Task, TensorTask, not_tied
 from ckpttool.errors import MismatchError, NonFiniteError
@@ -190,52 +191,33 @@ class Work:
 
     def _sum(self, chunk: Chunk, scratch: Scratch) -> int:
         """Read, add, round and write one chunk."""
-        recipe = chunk.recipe
-        reader = ChunkReader(chunk, scratch, keep=recipe.keeps)
-        for index, how in enumerate(recipe.sums):
+        raws = read_chunk(chunk, scratch)
+        for index, how in enumerate(chunk.recipe.sums):
             if how is None:
                 continue
+            terms = [raws[view] for view in how.views]
             if how.action == "average":
-                result = numerics.weighted_mean(
-                    how.operands,
-                    lambda term, how=how: reader.fetch(how.views[term]),  # type: ignore[misc]
-                    divisor=how.divisor,
-                    dtype=how.component,
-                    scratch=scratch,
-                    kept=recipe.keeps,
-                )
+                result, nonfinite = numerics.weighted_mean(how.weighting, terms, scratch)
             else:
-                result = self._newest(index, how, chunk, reader, scratch)
-            if (
-                how.is_averaged
-                and not self._plans[index].allow_nonfinite
-                and numerics.has_nonfinite(result, how.component)
-            ):
-                self._settle_infinities(index, how, chunk, reader, result, scratch)
+                result = self._newest(index, how, chunk, terms, scratch)
+                nonfinite = how.is_averaged and has_nonfinite(result, how.weighting.out_dtype)
+            if nonfinite and how.is_averaged and not self._plans[index].allow_nonfinite:
+                self._settle_infinities(index, how, chunk, terms, result, scratch)
             self._write_chunk(index, chunk, result)
-        return reader.bytes_read
+        return sum(raw.nbytes for raw in raws)
 
-    def _newest(self, index: int, how: SumRecipe, chunk: Chunk, reader: ChunkReader, scratch: Scratch) -> Bytes:
+    def _newest(self, index: int, how: SumRecipe, chunk: Chunk, terms: Sequence[Bytes], scratch: Scratch) -> Bytes:
         """The newest member's values, after comparing every other's with them."""
-        newest = how.operands[how.newest].dtype
-        base = scratch.take("base", chunk.size * chunk.recipe.lanes, dtypes.numpy_dtype(newest)).view(np.uint8)
-        base[:] = reader.fetch(how.views[how.newest])
-        for term, operand in enumerate(how.operands):
-            if term == how.newest:
-                continue
-            other = reader.fetch(how.views[term])
-            if numerics.same_values(base, newest, other, operand.dtype):
+        lanes = chunk.recipe.lanes
+        newest, base = how.weighting.dtypes[how.newest], terms[how.newest]
+        for term, (dtype, other) in enumerate(zip(how.weighting.dtypes, terms, strict=True)):
+            if term == how.newest or numerics.same_values(base, newest, other, dtype):
                 continue
             for position, (tensor, start, stop) in chunk.positions():
-                ends = (position * chunk.recipe.lanes, (position + stop - start) * chunk.recipe.lanes)
-                if numerics.same_values(
-                    _part(base, newest, *ends), newest, _part(other, operand.dtype, *ends), operand.dtype
-                ):
-                    continue
-                self._note_difference(index, how, tensor, term, scratch)
-        if newest == how.component:
-            return base
-        return numerics.convert(base, newest, how.component, scratch)
+                ends = (position * lanes, (position + stop - start) * lanes)
+                if not numerics.same_values(_part(base, newest, *ends), newest, _part(other, dtype, *ends), dtype):
+                    self._note_difference(index, how, tensor, term, scratch)
+        return numerics.convert(base, newest, how.weighting.out_dtype, scratch)
 
     def _note_difference(self, index: int, how: SumRecipe, tensor: TensorTask, term: int, scratch: Scratch) -> None:
         planned = tensor.planned[index]
@@ -256,14 +238,14 @@ class Work:
         )
 
     def _write_chunk(self, index: int, chunk: Chunk, result: Bytes) -> None:
-        """Write each piece at its place; neighbours that are neighbours there, too, in one go."""
+        """Write each range at its place; neighbours that are neighbours there, too, in one go."""
         element = result.nbytes // chunk.size
         stage = self._stages[index]
         sealed = self._sealed[index]
         run_file = run_offset = -1
         run_start = run_end = 0
         position = 0
-        for tensor, start, stop in chunk.pieces:
+        for tensor, start, stop in chunk.ranges:
             place = tensor.places[index]
             assert place is not None
             file, slot = place
@@ -282,12 +264,10 @@ class Work:
         stage.write(run_file, run_offset, result[run_start:run_end].data)
 
     def _settle_infinities(
-        self, index: int, how: SumRecipe, chunk: Chunk, reader: ChunkReader, result: Bytes, scratch: Scratch
+        self, index: int, how: SumRecipe, chunk: Chunk, terms: Sequence[Bytes], result: Bytes, scratch: Scratch
     ) -> None:
         """Let infinities that are the same in every member stay, as those of a mask are; refuse all else."""
-        where = numerics.settle_infinities(
-            result, how.component, how.operands, lambda term: reader.fetch(how.views[term])
-        )
+        where = settle_infinities(result, how.weighting.out_dtype, terms, how.weighting.dtypes)
         if where is None:
             raise self._explain_nonfinite(index, how, chunk, result, scratch)
         for position, (tensor, start, stop) in chunk.positions():
@@ -301,19 +281,17 @@ class Work:
         self, index: int, how: SumRecipe, chunk: Chunk, result: Bytes, scratch: Scratch
     ) -> NonFiniteError:
         """Find the tensor, and the member that is to blame."""
-        lanes = chunk.recipe.lanes
+        lanes, dtype = chunk.recipe.lanes, how.weighting.out_dtype
         tensor = next(
             tensor
             for position, (tensor, start, stop) in chunk.positions()
-            if numerics.has_nonfinite(
-                _part(result, how.component, position * lanes, (position + stop - start) * lanes), how.component
-            )
+            if has_nonfinite(_part(result, dtype, position * lanes, (position + stop - start) * lanes), dtype)
         )
         planned = tensor.planned[index]
         assert planned is not None
         members = self._plans[index].members
         step = CHUNK_ELEMENTS
-        terms = [how.newest] if how.action != "average" else range(len(how.operands))
+        terms = [how.newest] if how.action != "average" else range(len(how.views))
         for term in terms:
             view = tensor.views[how.views[term]]
             _verify(view, scratch)
@@ -324,7 +302,7 @@ class Work:
                 view.read_into(raw, start, stop, tensor.label, scratch)
                 if view.swap:
                     dtypes.swap_bytes(raw, view.component)
-                count += numerics.count_nonfinite(raw, view.component)
+                count += count_nonfinite(raw, view.component)
             if count:
                 path = members[planned.terms[term].member].checkpoint.path
                 total = tensor.numel * lanes
