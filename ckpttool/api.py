@@ -33,6 +33,7 @@ from ckpttool.operations.lengths import wanted_lengths
 from ckpttool.operations.records import Selection, byte_count, check_policy, output_dtype
 from ckpttool.operations.stored_ema import ListedAverage
 from ckpttool.operations.stored_ema import list_averages as _list_averages
+from ckpttool.planning.destination import check_destinations, destinations_of
 from ckpttool.planning.plan import Plan
 from ckpttool.planning.request import IntegerPolicy, KeyPolicy, Policy
 from ckpttool.selection.metrics import Mode
@@ -246,6 +247,7 @@ def average(
         window_from_running_mean=window_from_running_mean,
     )
     if dry_run:
+        check_destinations(destinations_of(planned.plans))
         return planned.plans[0]
     return execute_together(planned.plans, jobs=jobs, on_progress=on_progress)[0]
 
@@ -416,6 +418,7 @@ def ema_apply(
     )
     plans = list(planned.plans)
     if dry_run:
+        check_destinations(destinations_of(plans))
         return plans if several else plans[0]
     results = execute_together(plans, jobs=jobs, on_progress=on_progress)
     return results if several else results[0]

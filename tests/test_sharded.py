@@ -646,12 +646,12 @@ def test_an_existing_output_stays_and_force_replaces_only_an_earlier_output(run)
     found = discover(run).last(2)
     execute(make_plan(found, run / "out", policy=Policy(max_shard_size=64)))
     with pytest.raises(OutputExistsError, match="exists already") as caught:
-        make_plan(found, run / "out")
-    assert f"-o {run / 'out'}/ writes into the directory" in caught.value.hint
+        execute(make_plan(found, run / "out"))
+    assert f"With {run / 'out'}/ the output is written into the directory" in caught.value.hint
     execute(make_plan(found, f"{run}/avg/"))
     with pytest.raises(OutputExistsError, match="checkpoint-30: exists already") as caught:
-        make_plan(found, f"{run}/avg/")
-    assert caught.value.hint == "--force replaces an earlier output; -o writes somewhere else."
+        execute(make_plan(found, f"{run}/avg/"))
+    assert caught.value.hint == "force=True replaces the earlier output. Choose another output."
     execute(make_plan(found, run / "out", policy=Policy(force=True)))
     assert len(list((run / "out").glob("*.safetensors"))) == 2
     assert_mean(run / "out", 20, 30)

@@ -333,8 +333,8 @@ def test_the_average_of_a_run_is_a_model_directory_of_its_own(tmp_path):
     assert {path.name for path in (tmp_path / "avg").iterdir()} == names
     # A separator at its end makes no other place of it, so it is no advice.
     with pytest.raises(OutputExistsError) as caught:
-        make_plan(discover(tmp_path).last(2), tmp_path / "avg")
-    assert caught.value.hint == "--force replaces an earlier output; -o writes somewhere else."
+        execute(make_plan(discover(tmp_path).last(2), tmp_path / "avg"))
+    assert caught.value.hint == "force=True replaces the earlier output. Choose another output."
 
 
 @pytest.mark.parametrize("jobs", [1, 3])

@@ -20,6 +20,7 @@ def run_planned(
 ) -> None:
     """Print the plans (--dry-run), or execute them together and say what became of them and of the tensors to show."""
     from ckpttool.engine.run import execute_together, expected_memory
+    from ckpttool.planning.destination import check_destinations, destinations_of
 
     plans = planned.plans
     check_shown(show, plans[0], dry_run=run.dry_run)
@@ -35,10 +36,12 @@ def run_planned(
                     ]
                 )
             )
-            return
-        for plan, more in zip(plans, details, strict=True):
-            _report.print_plan(plan, out, peak_memory=memory, details=more)
+        else:
+            for plan, more in zip(plans, details, strict=True):
+                _report.print_plan(plan, out, peak_memory=memory, details=more)
+        check_destinations(destinations_of(plans))
         return
+    check_destinations(destinations_of(plans))  # before anything is said to begin
     _report.print_start(plans[0], out, details[0])
     for plan in plans[1:]:
         _report.print_notes((), plan.warnings, out)

@@ -9,20 +9,18 @@ the same order wherever it is computed. Memory is a few chunks, whatever the mod
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpttool.engine.output import StagedOutput, check_output
+from ckpttool.engine.output import StagedOutput
 from ckpttool.engine.read_back import read_back
 from ckpttool.engine.tasks import Preparation
 from ckpttool.engine.work import CHUNK_ELEMENTS, Work, default_jobs
-from ckpttool.errors import UsageError
+from ckpttool.planning.destination import check_destinations, destinations_of
 from ckpttool.planning.plan import Plan
 from ckpttool.reading.sources import Sources
-from ckpttool.reading.tiled import pieces_of
 from ckpttool.tensors import TensorId
 
 __all__ = ["Result", "execute", "execute_together", "expected_memory"]
@@ -106,21 +104,17 @@ def execute_together(
     """
     if not plans:
         return []
-    outputs = {os.path.realpath(plan.output) for plan in plans}
-    if len(outputs) < len(plans):
-        raise UsageError("two plans have the same output", hint="Give every output a path of its own.")
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        inputs = _input_paths(plans)
-        for plan in plans:
-            check_output(plan.output, plan.files, force=plan.force, inputs=inputs)
-        first_parent = Path(os.path.realpath(plans[0].output)).parent
+        destinations = destinations_of(plans)
+        check_destinations(destinations)
+        first_parent = destinations[0].target.parent
         sources = stack.enter_context(contextlib.closing(Sources(first_parent if first_parent.is_dir() else None)))
         preparation = Preparation(plans, sources)
         tasks = preparation.tasks(max(1, chunk_elements))
         stages = [
-            stack.enter_context(StagedOutput(plan.output, plan.files, force=plan.force, inputs=inputs))
-            for plan in plans
+            stack.enter_context(StagedOutput(destination, plan.files))
+            for destination, plan in zip(destinations, plans, strict=True)
         ]
         work = Work(plans, stages)
         bytes_read = work.do(tasks, jobs, on_progress or _ignore)
@@ -157,17 +151,3 @@ def expected_memory(plans: Sequence[Plan], jobs: int | None = None) -> int:
 
 def _ignore(nbytes: int) -> None:
     """No one wants to know."""
-
-
-def _input_paths(plans: Sequence[Plan]) -> tuple[Path, ...]:
-    """Every file that belongs to a member, each once."""
-    paths = {
-        path: None
-        for plan in plans
-        for member in plan.members
-        for path in (member.checkpoint.path, *member.checkpoint.files)
-    }
-    for plan in plans:
-        for tensor in plan.tensors:
-            paths.update((part.storage.path, None) for term in tensor.terms for part in pieces_of(term.tensor))
-    return tuple(paths)

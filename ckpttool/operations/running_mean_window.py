@@ -172,8 +172,6 @@ def make_window_plan(found: Discovery, output: str, policy: Policy = Policy()) -
     Raises:
         UsageError: As `find_window`, or `keep_state`.
         MismatchError: As `find_window`, or the two do not fit together.
-        OutputExistsError: See `make_plan`.
-        WriteError: See there.
     """
     if policy.keep_state:
         raise UsageError(

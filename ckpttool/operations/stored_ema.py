@@ -139,8 +139,6 @@ def make_stored_plan(
 
     Raises:
         UsageError: `keep_state`, or an output that nothing can write.
-        OutputExistsError: The output exists (without `force`) or is an input.
-        WriteError: The output's directory cannot be written, or the disk has no room.
     """
     if policy.keep_state:
         raise UsageError(
@@ -156,7 +154,6 @@ def make_stored_plan(
         output,
         [member.checkpoint for member in members],
         keep_state=False,
-        force=policy.force,
         keep_container=not found.renamed,
     )
     weights = {("", name): spec for name, spec in found.weights().items()}

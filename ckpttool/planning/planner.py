@@ -10,7 +10,7 @@ from typing import Any
 from ckpttool._version import __version__
 from ckpttool.errors import UsageError
 from ckpttool.formats import writes_shards, written_format
-from ckpttool.planning.destination import Place, check_room, find_place
+from ckpttool.planning.destination import Place, find_place
 from ckpttool.planning.matching import Matched, match, ties
 from ckpttool.planning.notes import notes_of, warnings_of
 from ckpttool.planning.plan import Action, Member, Plan, PlannedTensor, Term
@@ -32,6 +32,9 @@ def make_plan(
 ) -> Plan:
     """Plan a weighted sum of checkpoints. No weight is read, and nothing is written.
 
+    Whether the output may be written where it is planned is what `ckpttool.planning.destination.check_destinations`
+    says of a plan; `ckpttool.execute` begins with it.
+
     Args:
         selected: The members, in the order of `coefficients`. The newest is the one of the highest step where all
             have a step, else the last.
@@ -46,8 +49,6 @@ def make_plan(
     Raises:
         UsageError: The request contradicts itself.
         MismatchError: The members do not fit together.
-        OutputExistsError: The output exists (without `force`) or is an input.
-        WriteError: The output's directory cannot be written, or the disk has no room.
     """
     entries = selected.entries
     if not entries:
@@ -62,7 +63,6 @@ def make_plan(
         checkpoints,
         keep_state=policy.keep_state,
         keep_container=form.keep_container,
-        force=policy.force,
     )
     newest = checkpoints[-1]
 
@@ -133,7 +133,6 @@ def assemble(
 
     Raises:
         UsageError: The format has no shards.
-        WriteError: The disk has no room.
     """
     if policy.max_shard_size is not None and not writes_shards(place.writer):
         raise UsageError(
@@ -151,7 +150,7 @@ def assemble(
         stem=_stem(place.path),
         max_shard_bytes=policy.max_shard_size,
     )
-    plan = Plan(
+    return Plan(
         members=tuple(members),
         divisor=divisor,
         tensors=tuple(tensors),
@@ -162,8 +161,6 @@ def assemble(
         force=policy.force,
         allow_nonfinite=policy.allow_nonfinite,
     )
-    check_room(place.path, plan.bytes_to_write)
-    return plan
 
 
 def _in_canonical_order(members: list[Member]) -> list[Member]:
