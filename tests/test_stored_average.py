@@ -456,7 +456,7 @@ def test_a_list_longer_than_the_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_list_of_its_own_needs_the_names_of_another_file(tmp_path: Path) -> None:
     path = save(tmp_path / "shadow.pt", {"decay": 0.999, "shadow_params": LISTED})
-    with pytest.raises(UnsupportedError, match="no weights beside it") as caught:
+    with pytest.raises(UnsupportedError, match="no weights next to it") as caught:
         find_stored_average(path)
     assert "--names-from" in str(caught.value.hint)
     model = save(tmp_path / "model.pt", RAW)

@@ -1,4 +1,4 @@
-"""A checkpoint that is looked into for an average, and the two ways to put what is found beside its weights."""
+"""A checkpoint that may hold an average, and the two ways to pair an average's tensors with its weights."""
 
 from __future__ import annotations
 
@@ -7,31 +7,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpttool.ema.alignment import Values, align
-from ckpttool.ema.name_maps import NameMap, fit
-from ckpttool.ema.stored_average import StoredAverage, covering
+from ckpttool.ema.name_maps import NameMap, match_names
+from ckpttool.ema.stored_average import StoredAverage, pair_with_weights
 from ckpttool.errors import MismatchError, UnsupportedError
+from ckpttool.formats.average_keys import MOVING_AVERAGE, AverageKind
 from ckpttool.formats.section_names import KeyPath
 from ckpttool.tensors import Checkpoint, TensorSpec
-from ckpttool.text import first_names
+from ckpttool.text import first_names, parameter
 
-__all__ = ["MOVING_AVERAGE", "RUNNING_MEAN", "SWA", "TEACHER", "Seen", "aligned", "covered"]
-
-MOVING_AVERAGE = "moving average"
-RUNNING_MEAN = "running mean of the whole run"
-TEACHER = "teacher (a moving average of the student)"
-SWA = "uniform average (SWA)"
+__all__ = ["Candidate", "pair_by_name", "pair_list"]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A checkpoint to look into.
+class Candidate:
+    """A checkpoint that is searched for an average.
 
     Attributes:
         checkpoint: The checkpoint.
         tree: What its container holds; see `ckpttool.ema.trees.tree_of`.
         weights: Its weights.
         names_from: A checkpoint of the same model, for averages without names.
-        values: How tensors are read where only values tell; None: by the engine's own reader.
+        values: How tensors are read where only values tell; None: `ckpttool.reading.values`.
     """
 
     checkpoint: Checkpoint
@@ -46,8 +42,8 @@ class Seen:
         return str(self.checkpoint.path)
 
 
-def covered(
-    seen: Seen,
+def pair_by_name(
+    candidate: Candidate,
     average: Mapping[str, TensorSpec],
     framework: str,
     where: str,
@@ -55,29 +51,29 @@ def covered(
     *,
     weights: Mapping[str, TensorSpec] | None = None,
     drop: Sequence[KeyPath] = (),
-    kind: str = MOVING_AVERAGE,
+    kind: AverageKind = MOVING_AVERAGE,
 ) -> StoredAverage:
-    """Put named tensors beside the weights; see `covering` for the arguments.
+    """Pair named tensors with the weights; see `StoredAverage` for the arguments.
 
     Raises:
-        MismatchError: Most of them answer to no weight.
+        MismatchError: Half of them or more belong to no weight.
     """
-    weights = seen.weights if weights is None else weights
-    names = fit(average, weights)
+    weights = candidate.weights if weights is None else weights
+    names = match_names(average, weights)
     if names is None:
         raise MismatchError(
-            f"{seen.path}: the average at {where} does not answer to the weights by name and shape: "
+            f"{candidate.path}: the average at {where} does not match the weights by name and shape: "
             f"{first_names(average)}",
-            path=seen.path,
-            hint="--section says where the weights are, where another set was taken for them.",
+            path=candidate.path,
+            hint=f"{parameter('section')} says where the weights are, where another set was taken for them.",
         )
-    return covering(
-        seen.checkpoint, weights, average, names, framework=framework, where=where, why=why, drop=drop, kind=kind
+    return pair_with_weights(
+        candidate.checkpoint, weights, average, names, framework=framework, where=where, why=why, drop=drop, kind=kind
     )
 
 
-def aligned(
-    seen: Seen,
+def pair_list(
+    candidate: Candidate,
     average: Sequence[TensorSpec],
     weights: Mapping[str, TensorSpec],
     framework: str,
@@ -87,26 +83,27 @@ def aligned(
     ordered: bool = True,
     drop: Sequence[KeyPath] = (),
 ) -> StoredAverage:
-    """Put a list without names beside the weights; see `align` and `covering` for the arguments.
+    """Pair a list without names with the weights; see `align` and `StoredAverage` for the arguments.
 
     Raises:
-        UnsupportedError: There are no weights beside the list, and no other checkpoint was named.
+        UnsupportedError: There are no weights next to the list, and no other checkpoint was named.
         MismatchError: The list does not fit, or stays ambiguous.
     """
-    owner = seen.names_from if seen.names_from is not None else seen.checkpoint
-    if seen.names_from is not None:
-        weights = seen.names_from.weights
+    owner = candidate.names_from if candidate.names_from is not None else candidate.checkpoint
+    if candidate.names_from is not None:
+        weights = candidate.names_from.weights
     if set(weights.values()) <= set(average):
         raise UnsupportedError(
-            f"{seen.path}: the average at {where} is a list without names, and there are no weights beside it",
-            path=seen.path,
-            hint="--names-from CHECKPOINT takes the names, and what the average does not cover, from the model's file.",
+            f"{candidate.path}: the average at {where} is a list without names, and there are no weights next to it",
+            path=candidate.path,
+            hint=f"{parameter('names_from')} takes the names, and what the average does not cover, from a checkpoint "
+            "of the model.",
         )
     keeps_order = ordered and owner.format != "safetensors"
-    found = align(average, weights, ordered=keeps_order, where=f"{seen.path}: {where}", values=seen.values)
+    found = align(average, weights, ordered=keeps_order, where=f"{candidate.path}: {where}", values=candidate.values)
     tensors = {str(index): spec for index, spec in enumerate(average)}
     names = NameMap({name: str(index) for name, index in found.indices.items()})
-    return covering(
+    return pair_with_weights(
         owner,
         weights,
         tensors,
@@ -114,7 +111,7 @@ def aligned(
         framework=framework,
         where=where,
         why=why,
-        source=seen.checkpoint,
-        drop=drop if owner is seen.checkpoint else (),
+        source=candidate.checkpoint,
+        drop=drop if owner is candidate.checkpoint else (),
         notes=(f"the list was aligned {found.why}",),
     )

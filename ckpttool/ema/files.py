@@ -14,12 +14,12 @@ from pathlib import Path
 
 from ckpttool.ema.alignment import Values
 from ckpttool.ema.locating import recognise
-from ckpttool.ema.name_maps import fit
-from ckpttool.ema.parameter_lists import LISTS
-from ckpttool.ema.stored_average import StoredAverage, applied, covering
+from ckpttool.ema.name_maps import match_names
+from ckpttool.ema.stored_average import StoredAverage, already_in_place, pair_with_weights
 from ckpttool.ema.trees import module_tensors
 from ckpttool.errors import CkpttoolError, MismatchError, NotFoundError, UnsupportedError, UsageError
 from ckpttool.formats import open_checkpoint
+from ckpttool.formats.average_keys import LISTS
 from ckpttool.selection.choice import weights_file
 from ckpttool.tensors import Checkpoint
 from ckpttool.text import first_names
@@ -191,7 +191,7 @@ def _pickled(path: Path) -> StoredAverage | None:
     tensors = average or model
     checkpoint = Checkpoint(path, "torch", tensors, section=where, provenance=provenance, files=(path,))
     notes = ("only the tensors can be written, under the names of its state_dict: the module's code is not here",)
-    return applied(
+    return already_in_place(
         checkpoint,
         tensors,
         framework="YOLOv5, Ultralytics",
@@ -205,7 +205,7 @@ def _pickled(path: Path) -> StoredAverage | None:
 
 def _itself(checkpoint: Checkpoint, path: Path, trained: Path, framework: str) -> StoredAverage:
     said = f", the average of {trained.name}" + ("" if trained.exists() else ", which is not there")
-    return applied(
+    return already_in_place(
         checkpoint,
         checkpoint.weights,
         framework=framework,
@@ -223,14 +223,14 @@ def _from_files(path: Path, other: Path, framework: str, section: str | None, va
         return stored  # a list without names, or names without their dots
     if stored is not None and stored.renamed:
         average = replace(average, weights=stored.weights())
-    names = fit(average.weights, weights.weights)
+    names = match_names(average.weights, weights.weights)
     if names is None:
         raise MismatchError(
             f"{other}: its tensors do not answer to those of {path.name} by name and shape",
             path=other,
             hint="Are both of one model? Name the file that you want itself.",
         )
-    return covering(
+    return pair_with_weights(
         weights,
         weights.weights,
         average.weights,

@@ -1,4 +1,4 @@
-"""Averages that have the weights' place already, and flags that say whether they have.
+"""Averages that are stored in the weights' place, and flags that say whether they are.
 
 Copying the other set of weights over them would undo the average.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ckpttool.ema.alignment import numbered
-from ckpttool.ema.candidates import MOVING_AVERAGE, TEACHER, Seen, aligned, covered
-from ckpttool.ema.name_maps import fit
-from ckpttool.ema.stored_average import StoredAverage, applied
+from ckpttool.ema.candidates import Candidate, pair_by_name, pair_list
+from ckpttool.ema.name_maps import match_names
+from ckpttool.ema.stored_average import StoredAverage, already_in_place
 from ckpttool.ema.trees import at, tensors_below, walk
+from ckpttool.formats.average_keys import SLOTS
 from ckpttool.formats.section_names import KeyPath
 from ckpttool.formats.sections import dotted
 from ckpttool.tensors import TensorSpec
@@ -19,48 +20,48 @@ from ckpttool.tensors import TensorSpec
 __all__ = ["composer", "lightning", "mmengine", "nequip", "only_average"]
 
 
-def mmengine(seen: Seen) -> StoredAverage | None:
+def mmengine(candidate: Candidate) -> StoredAverage | None:
     """EMAHook swaps the two sets when it saves, and back when it resumes."""
-    other = seen.tree.get("ema_state_dict")
-    if not isinstance(other, Mapping) or "state_dict" not in seen.tree:
+    other = candidate.tree.get("ema_state_dict")
+    if not isinstance(other, Mapping) or "state_dict" not in candidate.tree:
         return None
     names = [name for name in other if isinstance(name, str)]
     if "steps" not in names or not all(name.startswith("module.") for name in names if name != "steps"):
         return None
     raw = {name.removeprefix("module."): spec for name, spec in other.items() if isinstance(spec, TensorSpec)}
-    return applied(
-        seen.checkpoint,
-        seen.weights,
+    return already_in_place(
+        candidate.checkpoint,
+        candidate.weights,
         framework="mmengine EMAHook",
         where="state_dict",
         why="ema_state_dict has the counter 'steps' and names after 'module.': mmengine swaps the two sets when it "
         "saves, so state_dict is the average and ema_state_dict the trained weights",
-        trained={name: raw[name] for name in seen.weights if name in raw},
+        trained={name: raw[name] for name in candidate.weights if name in raw},
         drop=(("ema_state_dict",),),
     )
 
 
-def lightning(seen: Seen) -> StoredAverage | None:
+def lightning(candidate: Candidate) -> StoredAverage | None:
     """WeightAveraging of Lightning 2.6 and later moves the trained weights aside when it saves."""
-    raw = seen.tree.get("current_model_state")
-    if not isinstance(raw, Mapping) or "averaging_state" not in seen.tree:
+    raw = candidate.tree.get("current_model_state")
+    if not isinstance(raw, Mapping) or "averaging_state" not in candidate.tree:
         return None
-    specs = tensors_below(raw, seen.path)
-    return applied(
-        seen.checkpoint,
-        seen.weights,
+    specs = tensors_below(raw, candidate.path)
+    return already_in_place(
+        candidate.checkpoint,
+        candidate.weights,
         framework="Lightning WeightAveraging",
         where="state_dict",
         why="current_model_state and averaging_state are there: Lightning 2.6 and later put the average into "
         "state_dict and the trained weights into current_model_state",
-        trained={name: specs[name] for name in seen.weights if name in specs},
+        trained={name: specs[name] for name in candidate.weights if name in specs},
         drop=(("current_model_state",), ("averaging_state",)),
     )
 
 
-def composer(seen: Seen) -> StoredAverage | None:
+def composer(candidate: Candidate) -> StoredAverage | None:
     """The EMA algorithm swaps at evaluation, and a checkpoint of that moment says so in a flag."""
-    algorithms = at(seen.tree, ("state", "algorithms"))
+    algorithms = at(candidate.tree, ("state", "algorithms"))
     entries = list(enumerate(algorithms)) if isinstance(algorithms, list) else []
     for index, entry in entries:
         if not (isinstance(entry, list) and len(entry) == 2 and entry[0] == "EMA" and isinstance(entry[1], Mapping)):
@@ -70,20 +71,20 @@ def composer(seen: Seen) -> StoredAverage | None:
         place = f"state.algorithms.{index}"
         named: dict[str, TensorSpec] = {}
         for part in ("named_parameters_dict", "named_buffers_dict"):
-            named.update(tensors_below(at(state, ("ema_model", part)) or {}, seen.path))
+            named.update(tensors_below(at(state, ("ema_model", part)) or {}, candidate.path))
         if state.get("ema_weights_active") is True:
-            names = fit(named, seen.weights)
-            return applied(
-                seen.checkpoint,
-                seen.weights,
+            names = match_names(named, candidate.weights)
+            return already_in_place(
+                candidate.checkpoint,
+                candidate.weights,
                 framework="Composer EMA",
                 where="state.model",
                 why=f"{place} has ema_weights_active=True: when this was saved, state.model held the average",
                 trained={name: named[own] for name, own in names.pairs.items()} if names else {},
                 drop=drop,
             )
-        return covered(
-            seen,
+        return pair_by_name(
+            candidate,
             named,
             "Composer EMA",
             f"{place}.1.ema_model",
@@ -93,34 +94,36 @@ def composer(seen: Seen) -> StoredAverage | None:
     return None
 
 
-def nequip(seen: Seen) -> StoredAverage | None:
+def nequip(candidate: Candidate) -> StoredAverage | None:
     """The parameters' list swaps with the model at validation, and a checkpoint of that moment says so in a flag."""
     states = [
-        (path, node) for path, node in walk(seen.tree) if isinstance(node, Mapping) and "is_holding_ema_weights" in node
+        (path, node)
+        for path, node in walk(candidate.tree)
+        if isinstance(node, Mapping) and "is_holding_ema_weights" in node
     ]
     if not states:
         return None
     path, state = states[0]
     prefix = str(path[-1]).removesuffix("_extra_state")
-    ours = [name for name in seen.weights if name.startswith(prefix)]
+    ours = [name for name in candidate.weights if name.startswith(prefix)]
     listed = next((names for stem in ("ema_weights.", "ema_weight_") if (names := numbered(ours, prefix + stem))), None)
     if not listed:
         return None
-    rest = {name: spec for name, spec in seen.weights.items() if name not in ours}
+    rest = {name: spec for name, spec in candidate.weights.items() if name not in ours}
     drop = (path,)
     if state["is_holding_ema_weights"] is not True:
-        return applied(
-            seen.checkpoint,
+        return already_in_place(
+            candidate.checkpoint,
             rest,
             framework="nequip",
-            where=seen.checkpoint.section or "the weights",
+            where=candidate.checkpoint.section or "the weights",
             why=f"{dotted(path)} says is_holding_ema_weights=False: this was saved while the two sets were swapped, "
             "and the model holds the average",
             drop=drop,
         )
-    return aligned(
-        seen,
-        [seen.weights[name] for name in listed],
+    return pair_list(
+        candidate,
+        [candidate.weights[name] for name in listed],
         rest,
         "nequip",
         f"{prefix}ema_weight*",
@@ -129,15 +132,17 @@ def nequip(seen: Seen) -> StoredAverage | None:
     )
 
 
-def only_average(seen: Seen) -> StoredAverage | None:
-    """Files whose one set of weights is called an average (BasicSR, DINOv2), and trainers that save only it."""
-    section = seen.checkpoint.section
-    if section in {"params_ema", "teacher", "ema", "model_ema", "state_dict_ema", "ema_model", "target_encoder"}:
-        kind = TEACHER if section in {"teacher", "target_encoder"} else MOVING_AVERAGE
+def only_average(candidate: Candidate) -> StoredAverage | None:
+    """Files whose only set of weights is named as an average (BasicSR, DINOv2), and trainers that save only it."""
+    section = candidate.checkpoint.section
+    kind = next((slot.kind for slot in SLOTS if slot.key == section), None)
+    if kind is not None and section is not None:
         why = f"the file's only set of weights is called {section}"
-        return applied(seen.checkpoint, seen.weights, framework="not said", where=section, why=why, kind=kind)
-    decay = seen.checkpoint.values.get("opt.average_decay")
+        return already_in_place(
+            candidate.checkpoint, candidate.weights, framework="not said", where=section, why=why, kind=kind
+        )
+    decay = candidate.checkpoint.values.get("opt.average_decay")
     if isinstance(decay, (int, float)) and decay > 0:
         why = f"opt.average_decay is {decay:g}: OpenNMT-py saves the average in place of the trained weights"
-        return applied(seen.checkpoint, seen.weights, framework="OpenNMT-py", where=section, why=why)
+        return already_in_place(candidate.checkpoint, candidate.weights, framework="OpenNMT-py", where=section, why=why)
     return None

@@ -2,7 +2,7 @@
 
 Training code renames on the way: wrappers put prefixes before every name, some layouts take the dots out. The map is
 always built forward, from the weights' names to those that the average would have, and never by guessing where a dot
-was; two weights that come to one name are a refusal.
+was; two weights with one name are refused.
 """
 
 from __future__ import annotations
@@ -12,55 +12,52 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ckpttool.errors import MismatchError
+from ckpttool.formats.average_keys import COUNTERS
 from ckpttool.formats.wrappers import AVERAGE_WRAPPERS, wrapper_prefix
 from ckpttool.tensors import TensorSpec
 from ckpttool.text import first_names
 
 __all__ = [
-    "BOOKKEEPING",
     "NameMap",
-    "describe_unplaced",
-    "fit",
+    "describe_unmatched",
     "flatten",
+    "match_names",
     "resolve_flat",
 ]
-
-BOOKKEEPING = frozenset({"n_averaged", "initted", "step", "steps", "decay", "num_updates", "updates", "iteration"})
-"""Tensors of a keeper of averages that are no weights: counters and settings."""
 
 
 @dataclass(frozen=True)
 class NameMap:
-    """How an average's names answer to the weights'.
+    """Which name of an average belongs to which weight.
 
     Attributes:
         pairs: Weight name to name in the average, in the order of the weights.
-        unplaced: Names of the average that answer to no weight.
+        unmatched: Names of the average that belong to no weight.
         changed: What was done to the average's names, as a phrase; empty if they are the weights' own.
-        misshapen: (weight name, name in the average) of those that answer to each other and differ in shape.
+        misshapen: (weight name, name in the average) of pairs whose shapes differ.
     """
 
     pairs: Mapping[str, str]
-    unplaced: tuple[str, ...] = ()
+    unmatched: tuple[str, ...] = ()
     changed: str = ""
     misshapen: tuple[tuple[str, str], ...] = ()
 
 
-def fit(average: Mapping[str, TensorSpec], weights: Mapping[str, TensorSpec]) -> NameMap | None:
-    """Put the names of an average beside the weights'.
+def match_names(average: Mapping[str, TensorSpec], weights: Mapping[str, TensorSpec]) -> NameMap | None:
+    """Match the names of an average with those of the weights.
 
     Tried in this order: the names as they are; without the wrappers' prefixes on either side; as a part of the model
     (the average of ``encoder`` calls ``encoder.layer.weight`` ``layer.weight``); as more than the model (the reverse).
-    The first that places most of the average is taken.
+    The first way that matches the most is taken.
 
     Args:
-        average: Its tensors; bookkeeping such as ``n_averaged`` is passed over.
+        average: Its tensors; counters such as ``n_averaged`` are ignored.
         weights: The trained weights.
 
     Returns:
-        None where less than half of the average has a place: then it is no average of these weights.
+        None where half of the average or less is matched: then it is not an average of these weights.
     """
-    names = [name for name in average if name not in BOOKKEEPING]
+    names = [name for name in average if name not in COUNTERS]
     if not names:
         return None
     own, theirs = wrapper_prefix(names, AVERAGE_WRAPPERS), wrapper_prefix(weights, AVERAGE_WRAPPERS)
@@ -72,7 +69,7 @@ def fit(average: Mapping[str, TensorSpec], weights: Mapping[str, TensorSpec]) ->
     ]
     inner = _inner_prefix(bare.values(), bare_weights)
     if inner:
-        ways.append((f"{inner!r} put before them", lambda name: bare_weights.get(inner + bare[name])))
+        ways.append((f"{inner!r} put in front of them", lambda name: bare_weights.get(inner + bare[name])))
     outer = _inner_prefix(bare_weights, set(bare.values()))
     if outer:
         ways.append((f"{outer!r} taken off", lambda name: bare_weights.get(bare[name].removeprefix(outer))))
@@ -84,7 +81,7 @@ def fit(average: Mapping[str, TensorSpec], weights: Mapping[str, TensorSpec]) ->
             answered = set(placed.values())
             best = NameMap(
                 pairs={name: fitting[name] for name in weights if name in fitting},
-                unplaced=tuple(name for name in names if name not in answered),
+                unmatched=tuple(name for name in names if name not in answered),
                 changed=changed,
                 misshapen=tuple(item for item in placed.items() if item[0] not in fitting),
             )
@@ -93,11 +90,11 @@ def fit(average: Mapping[str, TensorSpec], weights: Mapping[str, TensorSpec]) ->
 
 def _said(own: str, theirs: str) -> str:
     parts = [f"{own!r} taken off"] if own else []
-    return " and ".join([*parts, f"{theirs!r} put before them"] if theirs else parts)
+    return " and ".join([*parts, f"{theirs!r} put in front of them"] if theirs else parts)
 
 
 def _inner_prefix(inner: Iterable[str], whole: Collection[str]) -> str:
-    """The prefix under which most of the inner names stand in the whole; empty if there is none, or two are as good."""
+    """The prefix with which most inner names are names of the whole; empty if there is none, or two are as good."""
     endings: dict[str, list[str]] = defaultdict(list)
     for name in whole:
         words = name.split(".")
@@ -130,7 +127,7 @@ def resolve_flat(
     Args:
         flat: What the average is called.
         names: What the weights are called.
-        dot: What stands for a dot.
+        dot: What replaced each dot.
         root: A prefix of the weights' names that was taken off before.
         where: The file, for messages.
 
@@ -138,8 +135,8 @@ def resolve_flat(
         Weight name to flat name.
 
     Raises:
-        MismatchError: Two weights come to one flat name. The keeper of the average then mixed the two up, so neither
-            value can be trusted.
+        MismatchError: Two weights have one flat name. The EMA implementation then mixed the two up, and neither value
+            can be trusted.
     """
     wanted = set(flat)
     found: dict[str, str] = {}
@@ -154,12 +151,12 @@ def resolve_flat(
                 f"{where}: {found[key]} and {name} are both called {key!r} in the average, so one of them was lost",
                 path=where,
                 tensor=name,
-                hint="Whoever kept this average mixed the two tensors up; use the trained weights, or another file.",
+                hint="The EMA implementation mixed the two tensors up; use the trained weights, or another file.",
             )
         found[key] = name
     return {name: key for key, name in found.items()}
 
 
-def describe_unplaced(names: Collection[str]) -> str:
-    """What to say of tensors that answer to no weight."""
-    return f"{len(names)} tensors of the average answer to no weight and are left out: {first_names(names)}"
+def describe_unmatched(names: Collection[str]) -> str:
+    """What to say of tensors that belong to no weight."""
+    return f"{len(names)} tensors of the average belong to no weight and are left out: {first_names(names)}"

@@ -3,55 +3,49 @@
 from __future__ import annotations
 
 from ckpttool.ema.alignment import numbered
-from ckpttool.ema.candidates import Seen, aligned
-from ckpttool.ema.name_maps import BOOKKEEPING
+from ckpttool.ema.candidates import Candidate, pair_list
 from ckpttool.ema.stored_average import StoredAverage
 from ckpttool.ema.trees import walk
+from ckpttool.formats.average_keys import COUNTERS, FLATTENED_LISTS, LISTS
 from ckpttool.formats.sections import dotted
 from ckpttool.formats.wrappers import strip_wrappers
 from ckpttool.tensors import TensorSpec
 
-__all__ = ["LISTS", "flattened_list", "plain_list"]
-
-LISTS: tuple[tuple[str, str], ...] = (
-    ("shadow_params", "torch_ema, score_sde, diffusers"),
-    ("ema_parameters", "OneTrainer"),
-)
-"""Keys of lists without names, in the model's order."""
+__all__ = ["flattened_list", "plain_list"]
 
 
-def flattened_list(seen: Seen) -> StoredAverage | None:
+def flattened_list(candidate: Candidate) -> StoredAverage | None:
     """Lists that were flattened into names: ``shadow_params.0``, ``ema_weight_0``."""
-    for stem in ("shadow_params.", "ema.shadow_params.", "ema.ema_weight_", "ema.ema_weights.", "ema_parameters."):
-        listed = numbered(tuple(seen.weights), stem)
+    for stem in FLATTENED_LISTS:
+        listed = numbered(tuple(candidate.weights), stem)
         if not listed:
             continue
         head = stem.split(".")[0] + "."
         rest = {
             name: s
-            for name, s in seen.weights.items()
+            for name, s in candidate.weights.items()
             if name not in listed and not (stem.startswith("ema.") and name.startswith(head))
         }
-        rest = {name: spec for name, spec in rest.items() if strip_wrappers(name) not in BOOKKEEPING and spec.shape}
-        average = [seen.weights[name] for name in listed]
-        return aligned(
-            seen, average, rest, "SimpleTuner and others", f"{stem}*", f"names {stem}0 to {stem}{len(listed) - 1}"
+        rest = {name: spec for name, spec in rest.items() if strip_wrappers(name) not in COUNTERS and spec.shape}
+        average = [candidate.weights[name] for name in listed]
+        return pair_list(
+            candidate, average, rest, "SimpleTuner and others", f"{stem}*", f"names {stem}0 to {stem}{len(listed) - 1}"
         )
     return None
 
 
-def plain_list(seen: Seen) -> StoredAverage | None:
-    """Lists of tensors under a key that says average, and NeMo's in its optimizers' states."""
-    for path, node in walk(seen.tree):
+def plain_list(candidate: Candidate) -> StoredAverage | None:
+    """Lists of tensors under a known key, and NeMo's in its optimizers' states."""
+    for path, node in walk(candidate.tree):
         if not isinstance(node, list) or not node or not all(isinstance(value, TensorSpec) for value in node):
             continue
         named = next((row for row in LISTS if path[-1] == row[0]), None)
         if named is not None:
             drop = (path[:-1],) if len(path) > 1 else (path,)
-            return aligned(
-                seen,
+            return pair_list(
+                candidate,
                 node,
-                seen.weights,
+                candidate.weights,
                 named[1],
                 dotted(path),
                 f"{dotted(path)} is a list of {len(node)} tensors",
@@ -59,5 +53,5 @@ def plain_list(seen: Seen) -> StoredAverage | None:
             )
         if path[-1] == "ema" and len(path) > 1 and path[0] == "optimizer_states":
             why = f"{dotted(path)} is a list of {len(node)} tensors, in the order of the optimizer's parameter groups"
-            return aligned(seen, node, seen.weights, "NeMo", dotted(path), why, ordered=False, drop=(path,))
+            return pair_list(candidate, node, candidate.weights, "NeMo", dotted(path), why, ordered=False, drop=(path,))
     return None

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ckpttool.ema.name_maps import NameMap, describe_unplaced
+from ckpttool.ema.name_maps import NameMap, describe_unmatched
 from ckpttool.ema.trees import KeyPath
 from ckpttool.errors import MismatchError
 from ckpttool.planning.matching import ties
 from ckpttool.tensors import Checkpoint, TensorSpec
 from ckpttool.text import first_names
 
-__all__ = ["StoredAverage", "applied", "covering"]
+__all__ = ["StoredAverage", "already_in_place", "pair_with_weights"]
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -75,7 +75,7 @@ class StoredAverage:
         return {name: self.averaged.get(name) or self.kept[name] for name in self.order}
 
 
-def covering(
+def pair_with_weights(
     checkpoint: Checkpoint,
     weights: Mapping[str, TensorSpec],
     average: Mapping[str, TensorSpec],
@@ -146,8 +146,8 @@ def covering(
     if names.changed:
         told.append(f"names of the average were matched with {names.changed}")
     warned = list(warnings)
-    if names.unplaced:
-        warned.append(describe_unplaced(names.unplaced))
+    if names.unmatched:
+        warned.append(describe_unmatched(names.unmatched))
     return _told(
         StoredAverage(
             framework=framework,
@@ -187,7 +187,7 @@ def _told(found: StoredAverage) -> StoredAverage:
     return replace(found, notes=tuple(notes))
 
 
-def applied(
+def already_in_place(
     checkpoint: Checkpoint,
     average: Mapping[str, TensorSpec],
     *,

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ckpttool.formats.average_keys import SLOTS
+
 __all__ = [
-    "COPY_KEYS",
     "JOINED_SECTIONS",
     "OPTIMIZER_KEYS",
     "SCHEDULER_ENTRIES",
@@ -51,23 +52,12 @@ WEIGHT_SECTIONS: tuple[tuple[KeyPath, ...], ...] = (
         ("student",),  # DINO
         ("encoder",),  # I-JEPA, V-JEPA
     ),
-    (
-        ("params_ema",),  # BasicSR releases that hold only the average
-        ("teacher",),  # DINOv2's exported teacher
-    ),
+    tuple(slot.path for slot in SLOTS if slot.is_released_alone),
 )
 """Where weights stand, in tiers. The first tier with a match decides; two matches in one tier are a question."""
 
 JOINED_SECTIONS: tuple[tuple[KeyPath, KeyPath], ...] = ((("model",), ("generator",)),)
 """(section, further section) that are one model in two pieces: OpenNMT-py keeps the output layer apart."""
-
-COPY_KEYS = re.compile(
-    r"(?:^|_|\.)(?:ema|emas|avg|average|averaged|averaging|swa|shadows?|teacher|polyak|target)(?:_|\.|$)"
-    r"|^current_model_state$"  # Lightning's WeightAveraging: the raw weights, while state_dict holds the average
-    r"|^emamodel",
-    re.IGNORECASE,
-)
-"""A key on the way to a set of weights beside the weights. It counts only if its names and shapes fit as well."""
 
 STEP_PATHS: tuple[KeyPath, ...] = (
     ("global_step",),

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
+from ckpttool.formats.average_keys import COPY_KEYS
 from ckpttool.formats.section_names import (
-    COPY_KEYS,
     JOINED_SECTIONS,
     OPTIMIZER_KEYS,
     SCHEDULER_ENTRIES,

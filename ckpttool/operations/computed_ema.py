@@ -13,7 +13,7 @@ from ckpttool.coefficients.weights import Quadrature
 from ckpttool.ema.locating import recognise
 from ckpttool.ema.trees import KeyPath
 from ckpttool.errors import MismatchError, UnsupportedError, UsageError
-from ckpttool.formats.section_names import COPY_KEYS
+from ckpttool.formats.average_keys import COPY_KEYS
 from ckpttool.operations.inputs import select
 from ckpttool.operations.lengths import DEFAULT_DECAY, output_names, wanted_lengths
 from ckpttool.operations.records import Planned, PlannedOutput, Selection, one_of
