@@ -341,7 +341,8 @@ def ema_apply(
         warmup: Whether a decay is the cap of min(decay, (1 + step) / (10 + step)), and not the decay of every step.
         slot: Which average, where a checkpoint has several: its dotted key path, or the name of its file.
         names_from: A checkpoint with the names that the average lacks.
-        unit: What an update is; None: a training step where steps are known, else a checkpoint.
+        unit: What an update is: "steps", "epochs" or "checkpoints"; None: a training step. Where steps are not known,
+            `decay` and `half_life` need it; `sigma_rel` and `window` are shares of the run, and do not.
         quadrature: What the weights did between two checkpoints: moved in a line, or jumped to the next.
         stored_profile: What snapshots are averages of: ``"decay:0.999"``, ``"GLOB=sigma-rel:0.05"``, or several.
         update_every: Steps from update to update of the snapshots.

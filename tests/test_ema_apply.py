@@ -179,17 +179,73 @@ def test_almost_the_last_checkpoint_is_a_warning(model_dir: Path, run: Run) -> N
     assert "almost the last checkpoint" in ran.stderr
 
 
-def test_checkpoints_without_steps_count_as_updates_and_say_so(tmp_path: Path, run: Run) -> None:
-    directory = tmp_path / "run"
+def epochs(directory: Path) -> Path:
     directory.mkdir()
     for epoch in range(1, 5):
-        torch.save({"state_dict": state(epoch)}, directory / f"checkpoint-{epoch}.pth.tar")
-    ran = run("ema-apply", directory, "-n", "--json", "-o", tmp_path / "x.pt")
-    document = plan_of(ran)
-    assert document["length"]["unit"] == "checkpoints"
-    assert any("each checkpoint counts as one update" in note for note in document["notes"])
-    refused = run("ema-apply", directory, "--unit", "steps", "-o", tmp_path / "x.pt")
-    assert (refused.exit_code, "each checkpoint as one update" in refused.stderr) == (2, True)
+        torch.save({"state_dict": state(epoch)}, directory / f"checkpoint-epoch{epoch}.pth.tar")
+    return directory
+
+
+def test_a_decay_by_epoch_or_checkpoint_has_to_be_asked_for(tmp_path: Path, run: Run) -> None:
+    directory, options = epochs(tmp_path / "run"), ("-n", "--json", "-o", tmp_path / "x.pt")
+    for length in ((), ("--decay", "0.9"), ("--half-life", "2")):
+        ran = run("ema-apply", directory, *length, *options)
+        assert (ran.exit_code, ran.stdout) == (2, "")
+        assert "the checkpoints are numbered by epoch" in ran.stderr
+        assert "Say what one update is: --unit epochs or --unit checkpoints." in ran.stderr
+    for unit in ("epochs", "checkpoints"):
+        document = plan_of(run("ema-apply", directory, "--half-life", "2", "--unit", unit, *options))
+        assert document["length"]["unit"] == unit
+    refused = run("ema-apply", directory, "--half-life", "2", "--unit", "steps", "-o", tmp_path / "x.pt")
+    assert (refused.exit_code, "--unit checkpoints counts each checkpoint" in refused.stderr) == (2, True)
+
+
+def test_a_share_of_a_run_named_by_epoch_needs_no_steps(tmp_path: Path, run: Run) -> None:
+    directory, out = epochs(tmp_path / "run"), ("-o", tmp_path / "x.pt")
+    ran = run("ema-apply", directory, "--window", "0.5", "-n", "--json", *out)
+    assert shares(ran) == [0, 0, 0.5, 0.5]
+    assert plan_of(ran)["length"]["unit"] == plan_of(ran)["mean_age"]["unit"] == "epochs"
+    assert "of the run, counted in epochs" in run("ema-apply", directory, "--sigma-rel", "0.1", "-n", *out).stdout
+    refused = run("ema-apply", directory, "--window", "0.5", "--unit", "steps", *out)
+    assert (refused.exit_code, "Leave --unit out" in refused.stderr) == (2, True)
+
+
+def test_a_share_of_a_list_without_numbers_takes_it_for_equal_parts_of_the_run(tmp_path: Path, run: Run) -> None:
+    files = [tmp_path / f"{name}.pt" for name in ("alpha", "beta", "gamma", "delta")]
+    for seed, file in enumerate(files):
+        torch.save({"model": state(seed)}, file)
+    ran = run("ema-apply", *files, "--window", "0.5", "-n", "--json", "-o", tmp_path / "x.pt")
+    assert shares(ran) == [0, 0, 0.5, 0.5]
+    assert any("equal parts of the run" in note for note in plan_of(ran)["notes"])
+    refused = run("ema-apply", *files, "--decay", "0.9", "-n", "-o", tmp_path / "x.pt")
+    assert (refused.exit_code, "do not say their training steps" in refused.stderr) == (2, True)
+
+
+def test_decays_without_an_effect_are_warned_of(model_dir: Path, tmp_path: Path, run: Run) -> None:
+    pattern = tmp_path / "{decay}.safetensors"
+    ran = run("ema-apply", model_dir, "--decay", "0.9999", "--decay", "0.99999", "-o", pattern, "-q")
+    assert ran.exit_code == 0, ran.stderr
+    assert "the decay has an effect from step 89,991 on, and the average ends at step 50,000" in ran.stderr
+    assert "the decay has an effect from step 899,991 on" in ran.stderr
+    assert "--no-warmup keeps the decay constant; --half-life and --sigma-rel" in ran.stderr
+    default = run("ema-apply", model_dir, "-n", "--json")
+    assert "has an effect" not in default.stderr
+    assert plan_of(default)["length"]["effective_from"] == 89_991
+    assert "until step 89,990" in run("ema-apply", model_dir, "-n").stdout
+
+
+def test_a_single_checkpoint_is_not_written_as_the_average_of_a_run(model_dir: Path, run: Run) -> None:
+    ran = run("ema-apply", model_dir, "--last", "1", "--decay", "0.999", "-o", "x.pt")
+    assert (ran.exit_code, "needs two checkpoints or more" in ran.stderr) == (3, True)
+
+
+@pytest.mark.parametrize("command", ["average", "ema-apply"])
+def test_averages_in_a_list_are_said_to_be(command: str, model_dir: Path, tmp_path: Path, run: Run) -> None:
+    made = tmp_path / "made.pt"
+    assert run("average", model_dir, "--last", "2", "-o", made).exit_code == 0
+    ran = run(command, *sorted(model_dir.glob("*_[1-4]0000.pt")), made, "-n", "-o", tmp_path / "x.pt")
+    assert ran.exit_code == 0, ran.stderr
+    assert "the weights of made.pt are an average already (made by ckpttool)" in ran.stdout + ran.stderr
 
 
 def test_an_average_that_each_checkpoint_holds_is_not_averaged_again(tmp_path: Path, run: Run) -> None:
@@ -205,7 +261,7 @@ def test_an_average_that_each_checkpoint_holds_is_not_averaged_again(tmp_path: P
         torch.save({"state_dict": {**inside, **flat}, "global_step": step}, directory / f"step={step}.ckpt")
     ran = run("ema-apply", directory, "-o", tmp_path / "out.ckpt")
     assert ran.exit_code == 0, ran.stderr
-    assert "hold an average of their own at model_ema.*" in ran.stderr
+    assert "hold an EMA of their own at model_ema.*" in ran.stderr
     assert set(torch.load(tmp_path / "out.ckpt")["state_dict"]) == {f"model.{name}" for name in state(0)}
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckpttool.coefficients.lengths
-from ckpttool.coefficients.lengths import Kind, Unit, Wanted, choose_unit, compute, describe_length
+from ckpttool.coefficients.lengths import Counted, Kind, Unit, Wanted, choose_unit, compute, describe_length
 from ckpttool.coefficients.profiles import Window
 from ckpttool.coefficients.weights import from_decays, from_profile, per_checkpoint, uniform
 from ckpttool.errors import UsageError
@@ -98,7 +98,7 @@ def test_a_decay_that_has_an_effect_and_the_default_come_without_that_warning() 
 def test_updates_are_counted_in_what_an_update_is() -> None:
     (warning, *_) = compute(wanted("decay", 0.9), None, 20, unit="checkpoints").warnings
     assert "from checkpoint 81 on, and the average ends at checkpoint 19" in warning
-    (warning, *_) = compute(wanted("decay", 0.95), [10, 20, 30], 3, unit="epochs", counts="epochs").warnings
+    (warning, *_) = compute(wanted("decay", 0.95), [10, 20, 30], 3, counted="epochs", unit="epochs").warnings
     assert "from epoch 171 on, and the average ends at epoch 30" in warning
 
 
@@ -116,23 +116,25 @@ def test_known_steps_are_what_an_update_is_unless_checkpoints_are_asked_for(leng
 
 
 @pytest.mark.parametrize("length", COUNTED, ids=str)
-@pytest.mark.parametrize("known", ["epochs", None])
+@pytest.mark.parametrize(("known", "units"), [("epochs", {"epochs"}), ("numbers", {"steps", "epochs"}), (None, set())])
 def test_a_length_that_counts_updates_asks_what_one_is_where_steps_are_not_known(
-    length: Wanted, known: Unit | None
+    length: Wanted, known: Counted | None, units: set[Unit]
 ) -> None:
     with pytest.raises(UsageError, match="counts updates of the average") as caught:
         choose_unit(length, None, known)
     hint = caught.value.hint
     assert hint is not None
-    assert "unit='checkpoints' each checkpoint" in hint
-    assert ("unit='epochs' makes each epoch one update" in hint) == (known == "epochs")
+    assert set(re.findall("unit='([a-z]+)'", hint)) == units | {"checkpoints"}
     assert "sigma_rel and window are shares of the run" in hint
-    assert choose_unit(length, "checkpoints", known) == "checkpoints"
+    for unit in (*units, "checkpoints"):
+        assert choose_unit(length, unit, known) == unit
 
 
 @pytest.mark.parametrize("length", SHARES, ids=str)
 def test_a_share_of_the_run_needs_no_steps(length: Wanted) -> None:
     assert choose_unit(length, None, "epochs") == "epochs"
+    assert choose_unit(length, None, "numbers") == "numbers"
+    assert choose_unit(length, "steps", "numbers") == "steps"
     assert choose_unit(length, None, None) == "checkpoints"
 
 
@@ -160,9 +162,10 @@ def test_times_that_are_not_known_are_refused(unit: Unit) -> None:
 
 
 def test_a_window_over_epochs_is_the_plain_mean_of_the_last_ones() -> None:
-    found = compute(wanted("window", 0.5), [1, 2, 3, 4], 4, unit="epochs", counts="epochs")
-    assert found.coefficients == (0, 0, 0.5, 0.5)
-    assert (found.unit, found.ages, found.statistics.mean_age) == ("epochs", "epochs", 0.5)
+    for counted in ("epochs", "numbers", "steps"):
+        found = compute(wanted("window", 0.5), [1, 2, 3, 4], 4, counted=counted)
+        assert found.coefficients == (0, 0, 0.5, 0.5)
+        assert (found.unit, found.ages, found.statistics.mean_age) == (counted, counted, 0.5)
 
 
 @laws
@@ -195,7 +198,7 @@ def test_every_unit_gives_the_same_where_each_update_has_its_checkpoint(length: 
     times = range(1, 10) if length.is_share else range(10)
     by_checkpoint = compute(length, None, len(times), unit="checkpoints").coefficients
     for unit in ("steps", "epochs"):
-        found = compute(length, times, len(times), unit=unit, counts=unit)
+        found = compute(length, times, len(times), unit=unit, counted=unit)
         assert found.coefficients == pytest.approx(by_checkpoint, abs=1e-15)
 
 

@@ -113,12 +113,20 @@ def _computed(facts: ComputedAverage) -> Details:
     one = facts.computed
     found = one.statistics
     said = describe_length(one.profile, found.multipliers[-1][0]) if one.profile is not None else {}
-    rows = [("length", f"{one.wanted}, per {'step' if one.unit == 'steps' else 'checkpoint'}")]
+    share = f" of the run, counted in {one.unit}"
+    rows = [("length", f"{one.wanted}{share if one.wanted.is_share else f', per {one.unit[:-1]}'}")]
+    if one.wanted.first_effective_update() > 1:
+        first = one.wanted.first_effective_update()
+        rows.append(("warm-up", f"decides until {one.unit[:-1]} {first - 1:,}; the decay has an effect from then on"))
     if one.profile is not None:
+        ages = {
+            name: f"{said[name]:,.{0 if one.unit == 'steps' else 2}f} {one.unit}"
+            for name in ("half-life", "mean-age", "window-99")
+        }
         terms = (
-            f"half-life {said['half-life']:,.0f} steps, mean age {said['mean-age']:,.0f} steps, 99% of it within "
-            f"{said['window-99']:,.0f} steps, sigma-rel {said['sigma-rel']:.3g}, like the last {said['window']:.1%} of "
-            f"the run, like a constant decay of {said['decay']:.6g}"
+            f"half-life {ages['half-life']}, mean age {ages['mean-age']}, 99% of it within {ages['window-99']}, "
+            f"sigma-rel {said['sigma-rel']:.3g}, like the last {said['window']:.1%} of the run, "
+            f"like a constant decay of {said['decay']:.6g}"
         )
         rows.append(("in other terms", terms))
         rows.append(("between checkpoints", _QUADRATURES[facts.quadrature]))
@@ -126,7 +134,7 @@ def _computed(facts: ComputedAverage) -> Details:
     rows.append(("mean age", f"{found.mean_age:,.{0 if one.ages == 'steps' else 2}f} {one.ages}"))
     rows.append(("oldest share", f"{found.oldest_share:.2%}"))
     if found.mass_before_first is not None:
-        rows.append(("before the first", f"{found.mass_before_first:.2%} of the average lies before its step"))
+        rows.append(("before the first", f"{found.mass_before_first:.2%} of the average is from before it"))
     return Details(
         columns={"learning rate": [f"{factor:.3f}" for _, factor in found.multipliers]},
         rows=rows,
@@ -143,7 +151,8 @@ def _computed_document(facts: ComputedAverage, said: Mapping[str, float]) -> dic
             "value": one.wanted.value,
             "warmup": one.wanted.warmup if one.wanted.kind == "decay" else None,
             "unit": one.unit,
-            "quadrature": facts.quadrature if one.unit == "steps" else None,
+            "effective_from": one.wanted.first_effective_update(),
+            "quadrature": facts.quadrature if one.profile is not None else None,
             "in_other_terms": {key.replace("-", "_"): value for key, value in said.items()} or None,
         },
         "effective_number": found.effective_number,

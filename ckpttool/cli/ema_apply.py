@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.option("--sigma-rel", multiple=True, metavar="S", help="Power function of this relative width: 0.05 to 0.28.")
 @click.option("--window", multiple=True, metavar="F", help="Plain mean of the last fraction F of the run.")
 @click.option(
-    "--unit", type=click.Choice(["steps", "checkpoints"]), help="What an update is.  [default: steps if known]"
+    "--unit", type=click.Choice(["steps", "epochs", "checkpoints"]), help="What an update is.  [default: steps]"
 )
 @click.option(
     "--quadrature",

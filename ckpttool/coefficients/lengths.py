@@ -21,6 +21,7 @@ __all__ = [
     "ALMOST_THE_LAST",
     "LARGE_OLDEST_SHARE",
     "Computed",
+    "Counted",
     "Kind",
     "Unit",
     "Wanted",
@@ -32,7 +33,10 @@ __all__ = [
 Kind = Literal["decay", "half-life", "sigma-rel", "window"]
 
 Unit = Literal["steps", "epochs", "checkpoints"]
-"""What one update of the average is."""
+"""What one update of the average is, as users say it."""
+
+Counted = Literal["steps", "epochs", "checkpoints", "numbers"]
+"""What numbers count: one of the units, or what nobody knows."""
 
 LARGE_OLDEST_SHARE = 0.10
 """A share of the oldest checkpoint from which on too much of the average is not known."""
@@ -86,7 +90,7 @@ class Wanted:
         profile = self.profile()
         return profile.crossing + 1 if isinstance(profile, WarmupDecay) else 1
 
-    def no_effect(self, updates: int, unit: Unit = "steps") -> str | None:
+    def no_effect(self, updates: int, unit: Counted = "steps") -> str | None:
         """What to tell a user whose decay has no effect, because the warm-up is below it in the whole run.
 
         Args:
@@ -115,7 +119,7 @@ class Wanted:
 
     def as_parameter(self) -> str:
         """The parameter and its value, marked for a `ckpttool.text.Message`."""
-        return parameter(self.kind.replace("-", "_"), self.text)
+        return parameter(self.kind.replace("-", "_"), self.text) + (" (the default)" if self.is_default else "")
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ class Computed:
 
     Attributes:
         wanted: The length.
-        unit: What an update is.
+        unit: What an update is; "numbers" for a share of a run whose numbers count nobody knows what.
         coefficients: One for each checkpoint, oldest first.
         profile: The moving average over the updates; None for unit "checkpoints".
         statistics: What the coefficients amount to.
@@ -133,47 +137,50 @@ class Computed:
     """
 
     wanted: Wanted
-    unit: Unit
+    unit: Counted
     coefficients: tuple[float, ...]
     profile: Profile | None
     statistics: Statistics
-    ages: Unit
+    ages: Counted
     warnings: tuple[str, ...]
 
 
-def choose_unit(wanted: Wanted, asked: Unit | None, known: Unit | None) -> Unit:
+def choose_unit(wanted: Wanted, asked: Unit | None, counted: Counted | None) -> Counted:
     """What an update is, for one length.
 
-    A share of the run goes by whatever grows with training: steps or epochs, else the number of checkpoints.
+    A share of the run goes by whatever grows with training: steps, epochs or other numbers, else the checkpoints.
 
     Args:
         wanted: The length.
         asked: What the user says; None: nothing.
-        known: What the checkpoints' numbers count; None: nobody knows, or they have none.
+        counted: What the checkpoints' numbers count; "numbers" where nobody knows, None where they have none.
 
     Raises:
         UsageError: The length counts updates, and what an update is is not known; or a unit was asked for that the
             checkpoints do not have.
     """
-    if asked in {"steps", "epochs"} and asked != known:
+    if asked == "checkpoints" or (asked is not None and counted in {asked, "numbers"}):
+        return asked
+    if asked is not None:
         raise UsageError(
             f"{wanted.as_parameter()} by {asked}: the checkpoints' {asked} are not known",
             hint=f"Leave {parameter('unit')} out: a share of the run needs none."
             if wanted.is_share
             else f"{parameter('unit', 'checkpoints')} counts each checkpoint as one update.",
         )
-    if asked is not None:
-        return asked
-    if known == "steps" or (wanted.is_share and known is not None):
-        return known
+    if counted == "steps" or (wanted.is_share and counted is not None):
+        return counted
     if wanted.is_share:
         return "checkpoints"
-    counted = "are numbered by epoch" if known == "epochs" else "do not say their training steps"
-    by_epoch = f"{parameter('unit', 'epochs')} makes each epoch one update, " if known == "epochs" else ""
+    said, ways = {
+        "epochs": ("are numbered by epoch", ["epochs"]),
+        "numbers": ("are numbered, whether by step or by epoch is not known", ["steps", "epochs"]),
+    }.get(counted or "", ("do not say their training steps", []))
+    choices = " or ".join(parameter("unit", unit) for unit in (*ways, "checkpoints"))
     raise UsageError(
-        f"{wanted.as_parameter()} counts updates of the average, and the checkpoints {counted}",
-        hint=f"Say what an update is: {by_epoch}{parameter('unit', 'checkpoints')} each checkpoint. "
-        f"{parameter('sigma_rel')} and {parameter('window')} are shares of the run, and need no steps.",
+        f"{wanted.as_parameter()} counts updates of the average, and the checkpoints {said}",
+        hint=f"Say what one update is: {choices}. {parameter('sigma_rel')} and {parameter('window')} are "
+        "shares of the run, and need no unit.",
     )
 
 
@@ -182,8 +189,8 @@ def compute(
     times: Sequence[int] | None,
     count: int,
     *,
-    unit: Unit,
-    counts: Unit = "steps",
+    unit: Unit | None = None,
+    counted: Counted = "steps",
     quadrature: Quadrature = "linear",
 ) -> Computed:
     """The coefficients of a length.
@@ -193,19 +200,19 @@ def compute(
 
     Args:
         wanted: The length.
-        times: The checkpoints' steps or epochs, oldest first; None where they are not known.
+        times: The checkpoints' steps, epochs or other numbers, oldest first; None where they have none.
         count: How many checkpoints there are.
-        unit: What an update is; see `choose_unit`.
-        counts: What `times` counts.
+        unit: What an update is, where the user says it; see `choose_unit`.
+        counted: What `times` counts.
         quadrature: What the weights did between two checkpoints; see `ckpttool.coefficients.weights.from_profile`.
 
     Raises:
-        UsageError: The length is out of range, needs times that are not known, or the times do not grow.
+        UsageError: The length is out of range, what an update is is not known, or the times do not grow.
     """
-    choose_unit(wanted, unit, None if times is None else counts)
+    chosen = choose_unit(wanted, unit, None if times is None else counted)
     places = range(1, count + 1)
     profile = None
-    if unit != "checkpoints" and times is not None:
+    if chosen != "checkpoints" and times is not None:
         profile = wanted.profile()
         coefficients = from_profile(times, profile, quadrature)
         updates = times[-1]
@@ -214,10 +221,9 @@ def compute(
     else:
         coefficients, updates = _by_checkpoint(wanted, count), count - 1
     found = statistics(times if times is not None else places, coefficients, profile)
-    warnings = _warnings(wanted, unit, updates, found, coefficients, profile)
-    return Computed(
-        wanted, unit, coefficients, profile, found, "checkpoints" if times is None else counts, tuple(warnings)
-    )
+    warnings = tuple(_warnings(wanted, chosen, updates, found, coefficients, profile))
+    ages: Counted = "checkpoints" if times is None else counted if profile is None else chosen
+    return Computed(wanted, chosen, coefficients, profile, found, ages, warnings)
 
 
 def _by_checkpoint(wanted: Wanted, count: int) -> tuple[float, ...]:
@@ -228,7 +234,7 @@ def _by_checkpoint(wanted: Wanted, count: int) -> tuple[float, ...]:
 
 def _warnings(
     wanted: Wanted,
-    unit: Unit,
+    unit: Counted,
     updates: int,
     found: Statistics,
     coefficients: Sequence[float],

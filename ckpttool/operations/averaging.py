@@ -10,7 +10,7 @@ from typing import Literal
 
 from ckpttool.coefficients.weights import ANNEALING_CURVES, anneal, explicit, implied_multipliers
 from ckpttool.errors import UsageError
-from ckpttool.operations.inputs import default_output, select, select_window
+from ckpttool.operations.inputs import averages_of_averages, default_output, select, select_window
 from ckpttool.operations.records import Planned, PlannedOutput, Selection, one_of
 from ckpttool.operations.running_mean_window import Window, make_window_plan
 from ckpttool.planning.planner import make_plan
@@ -83,6 +83,7 @@ def plan_average(
         one_of("anneal", anneal, tuple(ANNEALING_CURVES))
     coefficients = None if weights is None else explicit(weights, normalize=normalize)
     found = select(sources, selection, count=None if coefficients is None else len(coefficients), snapshot=snapshot)
+    found = replace(found, notes=(*found.notes, *averages_of_averages(found)))
     facts = None
     if anneal is not None:
         found, coefficients, facts = _annealed(found, anneal)

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from ckpttool.coefficients.lengths import Computed, Unit, Wanted, compute
+from ckpttool.coefficients.lengths import Computed, Counted, Unit, Wanted, compute
 from ckpttool.coefficients.weights import Quadrature
-from ckpttool.ema.locating import recognise
+from ckpttool.ema.already_averaged import recognise_by_names
 from ckpttool.ema.trees import KeyPath
-from ckpttool.errors import MismatchError, UnsupportedError, UsageError
+from ckpttool.errors import NotFoundError
 from ckpttool.formats.average_keys import COPY_KEYS
-from ckpttool.operations.inputs import select
-from ckpttool.operations.lengths import DEFAULT_DECAY, output_names, wanted_lengths
+from ckpttool.operations.inputs import averages_of_averages, select
+from ckpttool.operations.lengths import default_lengths, output_names
 from ckpttool.operations.records import Planned, PlannedOutput, Selection, one_of
 from ckpttool.planning.planner import make_plan
 from ckpttool.planning.request import Operation, OutputForm, Policy, members_of
 from ckpttool.reading.snapshot import Snapshot
 from ckpttool.selection.choice import Discovery
 from ckpttool.tensors import Checkpoint
-from ckpttool.text import Message, parameter
+from ckpttool.text import parameter
 
 __all__ = ["ComputedAverage", "plan_computed_ema"]
 
@@ -62,7 +61,8 @@ def plan_computed_ema(
         warmup: Whether that one has a warm-up.
         selection: Which of a directory's checkpoints; of none said, all.
         policy: What becomes of what differs, and of the output.
-        unit: What an update is; None: a training step where steps are known, else a checkpoint.
+        unit: What an update is; None: a training step. Where steps are not known, a length that counts updates needs
+            it, and a share of the run does not.
         quadrature: What the weights are taken to have done between two checkpoints.
         snapshot: What is seen of the storage.
 
@@ -73,18 +73,27 @@ def plan_computed_ema(
     if unit is not None:
         one_of("unit", unit, get_args(Unit))
     one_of("quadrature", quadrature, get_args(Quadrature))
-    wanted = tuple(lengths) or wanted_lengths(decay=(DEFAULT_DECAY,), warmup=warmup)
+    wanted = tuple(lengths) or default_lengths(warmup=warmup)
     found = _by_step(select(sources, selection, take_all=True, snapshot=snapshot))
-    steps, step_notes = _steps(found)
-    chosen, unit_notes = _unit(unit, steps, wanted)
+    if len(found.entries) == 1:
+        raise NotFoundError(
+            f"{found.entries[0].path}: an average over the run needs two checkpoints or more",
+            hint=f"Take more than {parameter('last', 1)}. Named alone, and without a length, a checkpoint gives the "
+            "average that it holds.",
+            path=found.entries[0].path,
+        )
+    times = _times(found)
+    computed = [
+        compute(one, times.values, len(found.entries), unit=unit, counted=times.counted, quadrature=quadrature)
+        for one in wanted
+    ]
     own = _without_their_own(found)
-    notes = (*step_notes, *unit_notes, *own.notes)
+    notes = (*times.notes, *own.notes)
     names = output_names(sources, output, wanted, snapshot)
-    computed = [compute(one, steps, len(found.entries), unit=chosen, quadrature=quadrature) for one in wanted]
     outputs = []
     for one, name in zip(computed, names, strict=True):
         plan = make_plan(
-            members_of(found, entries=own.members, notes=notes, warnings=one.warnings),
+            members_of(found, entries=own.members, notes=(*notes, *_by_place(one)), warnings=one.warnings),
             name,
             coefficients=one.coefficients,
             policy=policy,
@@ -93,6 +102,12 @@ def plan_computed_ema(
         )
         outputs.append(PlannedOutput(plan, ComputedAverage(one, quadrature)))
     return Planned(tuple(outputs))
+
+
+def _by_place(one: Computed) -> tuple[str, ...]:
+    if one.unit == "checkpoints" and one.wanted.is_share:
+        return (f"{one.wanted}: the checkpoints are taken for equal parts of the run",)
+    return ()
 
 
 @dataclass(frozen=True)
@@ -117,33 +132,24 @@ def _without_their_own(found: Discovery) -> _Own:
 
     Loaders that prefer a stored average would then load that one.
     """
-
-    def unread(_spec: object) -> object:
-        raise MismatchError("values are not read for a plan")
-
     newest = found.entries[-1].checkpoint
-    stored = None
-    with suppress(MismatchError, UsageError, UnsupportedError):
-        stored = recognise(newest, values=unread)
+    stored = recognise_by_names(newest)
     names = newest.weights.keys() if stored is None else set(stored.order)
     members = tuple(
         _Trained(_only(entry.checkpoint, names if stored is not None and not stored.renamed else None), entry.step)
         for entry in found.entries
     )
+    averaged = averages_of_averages(found)
     if stored is None:
         places = ", ".join(newest.copies)
-        return _Own(members, (), (f"the copy of the weights at {places} is left out",) if places else ())
-    if stored.in_place:
+        return _Own(members, notes=(*averaged, f"the stored EMA at {places} is left out") if places else averaged)
+    if not stored.in_place:
         note = (
-            f"the weights of these checkpoints are an average already ({stored.framework}): this is an average of "
-            "averages, longer and later than its length says"
+            f"the checkpoints hold an EMA of their own at {stored.where} ({stored.framework}), which is left out; of "
+            f"{newest.path.name} alone, it would be taken"
         )
-    else:
-        note = (
-            f"the checkpoints hold an average of their own at {stored.where} ({stored.framework}), which is left out; "
-            f"ema-apply {newest.path.name} takes it"
-        )
-    return _Own(members, () if stored.renamed else stored.drop, (note,))
+        averaged = (*averaged, note)
+    return _Own(members, () if stored.renamed else stored.drop, averaged)
 
 
 def _only(checkpoint: Checkpoint, names: Collection[str] | None) -> Checkpoint:
@@ -155,7 +161,7 @@ def _only(checkpoint: Checkpoint, names: Collection[str] | None) -> Checkpoint:
 
 
 def _is_average(name: str) -> bool:
-    return COPY_KEYS.search(name) is not None or name.startswith("ema_")
+    return COPY_KEYS.search(name) is not None
 
 
 def _by_step(found: Discovery) -> Discovery:
@@ -165,27 +171,31 @@ def _by_step(found: Discovery) -> Discovery:
     return replace(found, entries=tuple(sorted(found.entries, key=lambda entry: entry.step or 0)))
 
 
-def _steps(found: Discovery) -> tuple[list[int] | None, list[str]]:
-    """The training steps of the checkpoints, oldest first; None where not all are known."""
-    if found.unit == "step" and all(entry.step is not None for entry in found.entries):
-        return [entry.step for entry in found.entries if entry.step is not None], []
-    stated = [entry.checkpoint.step for entry in found.entries]
-    known = [step for step in stated if step is not None]
-    if len(known) == len(stated) and sorted(set(known)) == known:
-        return known, [f"the names count {found.unit}s; the training steps are the ones that the files state"]
-    return None, []
+@dataclass(frozen=True)
+class _Times:
+    """When the checkpoints were written, oldest first.
+
+    Attributes:
+        values: Their numbers; None where not all have one.
+        counted: What these count.
+        notes: Where they come from, if not from the selection.
+    """
+
+    values: tuple[int, ...] | None
+    counted: Counted
+    notes: tuple[str, ...] = ()
 
 
-def _unit(unit: Unit | None, steps: Sequence[int] | None, wanted: Sequence[Wanted]) -> tuple[Unit, list[str]]:
-    if unit == "steps" or (unit is None and steps is not None):
-        return "steps", []
-    if unit == "checkpoints":
-        return "checkpoints", []
-    if any(one.kind in {"sigma-rel", "window"} for one in wanted):
-        return "steps", []  # which says what is missing
-    return "checkpoints", [
-        Message(
-            "the training steps are not known, so each checkpoint counts as one update "
-            f"({parameter('unit', 'checkpoints')})"
-        )
-    ]
+def _times(found: Discovery) -> _Times:
+    """The checkpoints' training steps where these are known, else their epochs or numbers."""
+    numbers = tuple(entry.step for entry in found.entries if entry.step is not None)
+    values = numbers if len(numbers) == len(found.entries) else None
+    if found.unit == "step" and values is not None:
+        return _Times(values, "steps")
+    stated = tuple(entry.checkpoint.step for entry in found.entries)
+    steps = tuple(step for step in stated if step is not None)
+    # A file that states the number in its name states an epoch, whatever it calls it.
+    if len(steps) == len(stated) and steps == tuple(sorted(set(steps))) and steps != values:
+        note = f"the names count {found.unit}s; the training steps are the ones that the files state"
+        return _Times(steps, "steps", (note,))
+    return _Times(values, "epochs" if found.unit == "epoch" else "numbers")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ckpttool.ema.already_averaged import describe_averages_of_averages
 from ckpttool.errors import NotFoundError, UsageError
 from ckpttool.operations.records import Selection
 from ckpttool.reading.snapshot import Snapshot
@@ -12,7 +13,14 @@ from ckpttool.selection.choice import Discovery
 from ckpttool.selection.discovery import discover, from_paths
 from ckpttool.text import parameter
 
-__all__ = ["default_output", "find_checkpoints", "is_model_directory", "select", "select_window"]
+__all__ = [
+    "averages_of_averages",
+    "default_output",
+    "find_checkpoints",
+    "is_model_directory",
+    "select",
+    "select_window",
+]
 
 
 def is_model_directory(sources: Sequence[Path], snapshot: Snapshot) -> bool:
@@ -133,6 +141,17 @@ def _chosen(found: Discovery, selection: Selection, count: int | None, take_all:
     if count is not None:
         return found.last(count)
     return found.open() if take_all else found.last_default()
+
+
+def averages_of_averages(found: Discovery) -> tuple[str, ...]:
+    """Notes where the weights of selected checkpoints are averages already.
+
+    Of a directory, whose checkpoints are alike and do not include earlier outputs, the newest is examined.
+    """
+    if len(found.entries) < 2:
+        return ()
+    examined = found.entries if found.directory is None else found.entries[-1:]
+    return describe_averages_of_averages([entry.checkpoint for entry in examined])
 
 
 def default_output(sources: Sequence[Path], output: str | None, folder: str, snapshot: Snapshot) -> str:

@@ -12,7 +12,7 @@ from ckpttool.operations.inputs import default_output
 from ckpttool.reading.snapshot import Snapshot
 from ckpttool.text import parameter
 
-__all__ = ["DEFAULT_DECAY", "FOLDER", "output_names", "wanted_lengths"]
+__all__ = ["DEFAULT_DECAY", "FOLDER", "default_lengths", "output_names", "wanted_lengths"]
 
 DEFAULT_DECAY = 0.9999
 """The decay of the rule min(decay, (1+step)/(10+step)) if no length is said."""
@@ -56,6 +56,11 @@ def wanted_lengths(
             hint="Leave it out.",
         )
     return wanted
+
+
+def default_lengths(*, warmup: bool = True) -> tuple[Wanted, ...]:
+    """The length where nobody asks for one: a decay of `DEFAULT_DECAY`."""
+    return (Wanted("decay", DEFAULT_DECAY, str(DEFAULT_DECAY), warmup, is_default=True),)
 
 
 def _number(kind: Kind, number: float | str) -> tuple[float, str]:

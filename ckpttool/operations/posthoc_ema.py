@@ -167,7 +167,8 @@ def _fitted(stored: Sequence[Stored], wanted: Wanted) -> _Weighed:
         isinstance(one.profile, PowerFunction) and one.profile.gamma > -0.5 for one in stored
     )
     fit = synthesize(stored, target) if powers and isinstance(target, PowerFunction) else retarget(stored, target)
-    warnings = []
+    idle = wanted.no_effect(int(max(one.step for one in stored)))
+    warnings = [] if idle is None else [idle]
     if fit.noise > NOISE:
         warnings.append(
             f"{wanted}: the coefficients add up to {fit.noise:.1f} without their signs, and noise grows by as much. "
