@@ -458,7 +458,7 @@ def test_a_list_of_its_own_needs_the_names_of_another_file(tmp_path: Path) -> No
     path = save(tmp_path / "shadow.pt", {"decay": 0.999, "shadow_params": LISTED})
     with pytest.raises(UnsupportedError, match="no weights next to it") as caught:
         find_stored_average(path)
-    assert "--names-from" in str(caught.value.hint)
+    assert "names_from" in str(caught.value.hint)
     model = save(tmp_path / "model.pt", RAW)
     found = find_stored_average(path, names_from=model)
     expect(found, AVERAGED_PARAMETERS)
@@ -487,7 +487,7 @@ def test_flat_names_without_trained_weights_need_names(tmp_path: Path) -> None:
     ema = prefixed("model_ema.", flat(prefixed("diffusion_model.", AVERAGED_PARAMETERS)))
     vae = {"first_stage_model.encoder.weight": torch.zeros(3)}
     path = save(tmp_path / "ema-only.ckpt", {"state_dict": {"model_ema.decay": torch.tensor(0.9), **ema, **vae}})
-    with pytest.raises(MismatchError, match="no trained weights here"):
+    with pytest.raises(MismatchError, match="no trained weights are here"):
         find_stored_average(path)
     other = save(tmp_path / "sd.ckpt", {"state_dict": {**prefixed("model.diffusion_model.", RAW), **vae}})
     found = find_stored_average(path, names_from=other)
@@ -508,7 +508,7 @@ def test_two_averages_are_a_question(tmp_path: Path) -> None:
     path = save(tmp_path / "c.pt", {"state_dict": RAW, "model_ema": AVERAGE, "state_dict_ema": near(5)})
     with pytest.raises(UsageError, match="state_dict_ema and model_ema") as caught:
         find_stored_average(path)
-    assert "--slot state_dict_ema" in str(caught.value.hint)
+    assert "slot='state_dict_ema'" in str(caught.value.hint)
     expect(find_stored_average(path, slot="state_dict_ema"), near(5))
 
 
