@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from ckpttool._version import __version__
 
 if TYPE_CHECKING:
-    from ckpttool.api import average
+    from ckpttool.api.averages import average, ema_apply, list_averages
+    from ckpttool.api.checkpoints import OpenCheckpoint, open_checkpoint
     from ckpttool.ema.files import find_stored_average
     from ckpttool.ema.stored_average import StoredAverage
     from ckpttool.engine.run import Result, execute, execute_together
     from ckpttool.errors import CkpttoolError
-    from ckpttool.formats import open_checkpoint
-    from ckpttool.operations.stored_ema import make_stored_plan
+    from ckpttool.operations.stored_ema import ListedAverage, make_stored_plan
     from ckpttool.planning.plan import Plan
     from ckpttool.planning.planner import make_plan
     from ckpttool.planning.request import Members, Policy
@@ -29,7 +29,9 @@ __all__ = [
     "Checkpoint",
     "CkpttoolError",
     "Discovery",
+    "ListedAverage",
     "Members",
+    "OpenCheckpoint",
     "Plan",
     "Policy",
     "Result",
@@ -37,10 +39,12 @@ __all__ = [
     "__version__",
     "average",
     "discover",
+    "ema_apply",
     "execute",
     "execute_together",
     "find_stored_average",
     "from_paths",
+    "list_averages",
     "make_plan",
     "make_stored_plan",
     "open_checkpoint",
@@ -50,20 +54,24 @@ _HOME = {
     "Checkpoint": "tensors",
     "CkpttoolError": "errors",
     "Discovery": "selection.choice",
+    "ListedAverage": "operations.stored_ema",
     "Members": "planning.request",
+    "OpenCheckpoint": "api.checkpoints",
     "Plan": "planning.plan",
     "Policy": "planning.request",
     "Result": "engine",
     "StoredAverage": "ema.stored_average",
-    "average": "api",
+    "average": "api.averages",
     "discover": "selection.discovery",
+    "ema_apply": "api.averages",
     "execute": "engine",
     "execute_together": "engine",
     "find_stored_average": "ema.files",
     "from_paths": "selection.discovery",
+    "list_averages": "api.averages",
     "make_plan": "planning.planner",
     "make_stored_plan": "operations.stored_ema",
-    "open_checkpoint": "formats",
+    "open_checkpoint": "api.checkpoints",
 }
 
 

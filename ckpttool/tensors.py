@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from ckpttool.text import ending, first_names
+
 __all__ = [
     "DTYPES",
     "Artifact",
@@ -251,6 +253,13 @@ class Checkpoint:
     left_out: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
     container: Any = None
+
+    def __repr__(self) -> str:
+        step = "" if self.step is None else f", step {self.step}"
+        copies = f", copies at {first_names(self.copies, 2)}" if self.copies else ""
+        return (
+            f"<{type(self).__name__} {ending(self.path)}: {self.format}, {len(self.weights):,} tensors{step}{copies}>"
+        )
 
     def tensors(self) -> dict[TensorId, TensorSpec]:
         """Weights and copies together, by (section, name)."""

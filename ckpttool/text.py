@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ckpttool.tensors import TensorId
 
-__all__ = ["Message", "as_keyword", "first_names", "parameter", "render", "tensor_label"]
+__all__ = ["Message", "as_keyword", "ending", "first_names", "parameter", "render", "tensor_label"]
 
 _SHOWN = 5
 
@@ -83,6 +83,12 @@ def first_names(names: Iterable[str], most: int = _SHOWN) -> str:
     names = list(names)
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def ending(text: object, most: int = 80) -> str:
+    """The end of a long text, as a path is told by: ``...runs/a/checkpoint_5000.pt``."""
+    whole = str(text)
+    return whole if len(whole) <= most else f"...{whole[3 - most :]}"
 
 
 def tensor_label(name: TensorId) -> str:

@@ -7,7 +7,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from ckpttool.api import average
+from ckpttool import average
 from ckpttool.engine.run import execute
 from ckpttool.errors import MismatchError, UnreadableError, UsageError
 from ckpttool.formats import format_of_directory, open_checkpoint

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ckpttool.api import average
+from ckpttool import average
 from ckpttool.cli import main as cli
 from ckpttool.engine.run import execute
 from ckpttool.errors import (

@@ -15,7 +15,7 @@ from ckpttool.ema.trees import KeyPath
 from ckpttool.errors import MismatchError
 from ckpttool.planning.matching import ties
 from ckpttool.tensors import Checkpoint, TensorSpec
-from ckpttool.text import first_names
+from ckpttool.text import ending, first_names
 
 __all__ = ["StoredAverage", "already_in_place", "pair_with_weights"]
 
@@ -59,6 +59,11 @@ class StoredAverage:
     kind: str = "moving average"
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = field(default=())
+
+    def __repr__(self) -> str:
+        said = f"the {self.kind} at {ending(self.where, 40)} ({ending(self.framework, 40)})"
+        covers = f"{len(self.averaged):,} of {len(self.order):,} tensors"
+        return f"<StoredAverage {ending(self.checkpoint.path, 60)}: {said}, {covers}>"
 
     @property
     def uncovered(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from ckpttool.planning.destination import check_destinations, destinations_of
 from ckpttool.planning.plan import Plan
 from ckpttool.reading.sources import Sources
 from ckpttool.tensors import TensorId
+from ckpttool.text import ending
 
 __all__ = ["Result", "execute", "execute_together", "expected_memory"]
 
@@ -54,6 +55,14 @@ class Result:
     seconds: float
     differing: tuple[TensorId, ...] = ()
     infinite: tuple[TensorId, ...] = ()
+
+    def __repr__(self) -> str:
+        found = {"differing": self.differing, "infinite": self.infinite}
+        counts = "".join(f", {len(names):,} {what}" for what, names in found.items() if names)
+        return (
+            f"<Result {ending(self.output)}: {self.bytes_read:,} bytes read, {self.bytes_written:,} written in "
+            f"{self.seconds:.3g} s{counts}>"
+        )
 
 
 def execute(

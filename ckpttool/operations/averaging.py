@@ -81,6 +81,15 @@ def plan_average(
     if anneal is not None:
         _refuse_together("anneal", *(name for name in ("weights",) if weights is not None))
         one_of("anneal", anneal, tuple(ANNEALING_CURVES))
+    if normalize and weights is None:
+        raise UsageError(
+            f"{parameter('normalize', True)} is about {parameter('weights')}, and none are given", hint="Leave it out."
+        )
+    if weights is not None and len(sources) > 1 and len(weights) != len(sources):
+        raise UsageError(
+            f"{len(weights)} weight{' is' if len(weights) == 1 else 's are'} given for {len(sources)} checkpoints",
+            hint="Give one for each, in the order of the list.",
+        )
     coefficients = None if weights is None else explicit(weights, normalize=normalize)
     found = select(sources, selection, count=None if coefficients is None else len(coefficients), snapshot=snapshot)
     found = replace(found, notes=(*found.notes, *averages_of_averages(found)))

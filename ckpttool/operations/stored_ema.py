@@ -21,7 +21,7 @@ from ckpttool.planning.request import OutputDType, Policy
 from ckpttool.reading.snapshot import Snapshot
 from ckpttool.selection.choice import weights_file
 from ckpttool.tensors import TensorId
-from ckpttool.text import Message, parameter
+from ckpttool.text import Message, ending, parameter
 
 __all__ = [
     "ListedAverage",
@@ -46,6 +46,10 @@ class ListedAverage:
     path: Path
     average: StoredAverage
     judged: Judged
+
+    def __repr__(self) -> str:
+        found = ", ".join(verdict.kind for verdict in self.judged.verdicts)
+        return f"<ListedAverage {ending(self.path, 60)}: {ending(describe_average(self.average))}, {found}>"
 
 
 def is_one_checkpoint(path: Path, snapshot: Snapshot) -> bool:

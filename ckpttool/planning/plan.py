@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile, OutputTensor, Skipped, TensorId, TensorSpec
+from ckpttool.text import ending
 
 __all__ = ["Action", "Member", "Plan", "PlannedTensor", "Term"]
 
@@ -98,6 +99,12 @@ class Plan:
     warnings: tuple[str, ...] = ()
     force: bool = False
     allow_nonfinite: bool = False
+
+    def __repr__(self) -> str:
+        return (
+            f"<Plan {ending(self.output)}: {self.format}, {len(self.artifact.tensors):,} tensors of "
+            f"{len(self.members):,} checkpoints, {self.bytes_to_read:,} bytes to read>"
+        )
 
     @property
     def bytes_to_read(self) -> int:

@@ -33,7 +33,7 @@ from ckpttool.selection.metrics import (
     sidecars_of,
 )
 from ckpttool.tensors import Checkpoint, Skipped
-from ckpttool.text import first_names
+from ckpttool.text import ending, first_names
 
 __all__ = ["DEFAULT_LAST", "Discovery", "Entry", "Unit", "stated_step", "weights_file"]
 
@@ -176,6 +176,10 @@ class Discovery:
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def __repr__(self) -> str:
+        where = ending(self.directory) if self.directory is not None else "of a list"
+        return f"<Discovery {where}: layout {self.layout}, {self.describe()}, {len(self.skipped):,} left out>"
 
     # --- choosing
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from ckpttool import open_checkpoint
 
@@ -22,15 +21,9 @@ LAYERS = 2
 
 
 def load(path: Path) -> dict[str, Array]:
-    """The weights in a checkpoint: a safetensors file by its own library, any other by ckpttool."""
-    if path.suffix == ".safetensors":
-        return {name: array.astype(np.float64) for name, array in load_file(path).items()}
-    weights = {}
-    for name, spec in open_checkpoint(path).weights.items():
-        start = spec.storage.offset + spec.offset * spec.dtype.itemsize
-        array = np.fromfile(spec.storage.path, spec.dtype.name, count=spec.numel, offset=start)
-        weights[name] = array.reshape(spec.shape).astype(np.float64)
-    return weights
+    """The weights in a checkpoint of any format."""
+    checkpoint = open_checkpoint(path)
+    return {name: checkpoint[name].astype(np.float64) for name in checkpoint}
 
 
 def normalised(x: Array) -> Array:

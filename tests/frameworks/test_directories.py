@@ -10,7 +10,7 @@ import pytest
 import torch
 from absent import stand_in
 
-from ckpttool.api import average
+from ckpttool import average
 from ckpttool.engine.run import execute
 from ckpttool.planning.planner import make_plan
 from ckpttool.planning.request import Policy

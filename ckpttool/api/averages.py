@@ -1,27 +1,13 @@
-"""The commands as functions, for those who call ckpttool from Python. The same words, the same defaults.
-
->>> import ckpttool as ct
->>> ct.average("runs/a", last=5, output="averaged.safetensors")  # doctest: +SKIP
->>> ct.ema_apply("runs/a", decay=[0.999, 0.9999], output="ema-{decay}.safetensors")  # doctest: +SKIP
->>> ct.open_checkpoint("averaged.safetensors")["encoder.weight"]  # doctest: +SKIP
-
-The first is the same as
-
->>> found = ct.discover("runs/a").last(5)  # doctest: +SKIP
->>> plan = ct.make_plan(found, "averaged.safetensors")  # doctest: +SKIP
->>> ct.execute(plan)  # doctest: +SKIP
-"""
+"""``average``, ``ema_apply`` and ``list_averages``: the commands on checkpoints, as functions."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
+from ckpttool.api.keywords import AverageKeywords, DType, EmaKeywords, EmaListKeywords, Source, explains_keywords
 from ckpttool.coefficients.lengths import Unit
 from ckpttool.coefficients.snapshots import parse_profile
 from ckpttool.coefficients.weights import Quadrature
@@ -42,89 +28,7 @@ from ckpttool.text import parameter
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["DType", "Source", "average", "ema_apply", "list_averages"]
-
-Source = str | os.PathLike[str]
-"""A model directory, or a checkpoint."""
-
-DType = Literal["same", "float32", "bfloat16", "float16", "float64", "fp32", "bf16", "fp16", "fp64"]
-"""Element types of an output, with the short names that `ckpttool.operations.records.DTYPE_ALIASES` explains."""
-
-Parameters = ParamSpec("Parameters")
-Returned = TypeVar("Returned")
-
-
-class _Common(TypedDict, total=False):
-    """The keywords of every function that writes checkpoints. The implementations say what each does."""
-
-    last: int | None
-    every: int | None
-    from_step: int | None
-    to_step: int | None
-    include: str | Sequence[str]
-    exclude: str | Sequence[str]
-    best: int | None
-    metric: str | None
-    mode: Mode | None
-    layout: str | None
-    section: str | None
-    dtype: DType
-    keys: KeyPolicy
-    integers: IntegerPolicy
-    keep_state: bool
-    allow_nonfinite: bool
-    max_shard_size: int | str | None
-    force: bool
-    jobs: int | None
-    on_progress: Callable[[int], None] | None
-
-
-class _Average(_Common, total=False):
-    weights: Sequence[float] | None
-    normalize: bool
-    anneal: AnnealingCurve | None
-    window_from_running_mean: bool
-
-
-class _Ema(_Common, total=False):
-    warmup: bool
-    slot: str | None
-    names_from: Source | None
-    unit: Unit | None
-    quadrature: Quadrature
-    stored_profile: str | Sequence[str]
-    update_every: int | None
-    segment: tuple[int, int] | None
-
-
-class _OneLength(_Ema, total=False):
-    decay: float | None
-    half_life: float | None
-    sigma_rel: float | None
-    window: float | None
-
-
-class _Lengths(_Ema, total=False):
-    decay: Sequence[float]
-    half_life: Sequence[float]
-    sigma_rel: Sequence[float]
-    window: Sequence[float]
-
-
-def _explains_keywords(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
-    """Answer a keyword that the function does not have with the one that was meant."""
-    known = inspect.signature(function).parameters
-
-    @functools.wraps(function)
-    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
-        for name in kwargs:
-            if name not in known:
-                close = get_close_matches(name, known, n=1)
-                meant = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
-                raise TypeError(f"{function.__name__}() has no keyword argument {name!r}: {meant}")
-        return function(*args, **kwargs)
-
-    return call
+__all__ = ["average", "ema_apply", "list_averages"]
 
 
 @overload
@@ -133,7 +37,7 @@ def average(
     output: Source | None = None,
     *,
     dry_run: Literal[False] = False,
-    **keywords: Unpack[_Average],
+    **keywords: Unpack[AverageKeywords],
 ) -> Result: ...
 @overload
 def average(
@@ -141,7 +45,7 @@ def average(
     output: Source | None = None,
     *,
     dry_run: Literal[True],
-    **keywords: Unpack[_Average],
+    **keywords: Unpack[AverageKeywords],
 ) -> Plan: ...
 @overload
 def average(
@@ -149,9 +53,9 @@ def average(
     output: Source | None = None,
     *,
     dry_run: bool,
-    **keywords: Unpack[_Average],
+    **keywords: Unpack[AverageKeywords],
 ) -> Result | Plan: ...
-@_explains_keywords
+@explains_keywords
 def average(
     source: Source | Sequence[Source],
     output: Source | None = None,
@@ -258,7 +162,7 @@ def ema_apply(
     output: Source | None = None,
     *,
     dry_run: Literal[False] = False,
-    **keywords: Unpack[_OneLength],
+    **keywords: Unpack[EmaKeywords],
 ) -> Result: ...
 @overload
 def ema_apply(
@@ -266,7 +170,7 @@ def ema_apply(
     output: Source | None = None,
     *,
     dry_run: Literal[True],
-    **keywords: Unpack[_OneLength],
+    **keywords: Unpack[EmaKeywords],
 ) -> Plan: ...
 @overload
 def ema_apply(
@@ -274,7 +178,7 @@ def ema_apply(
     output: Source | None = None,
     *,
     dry_run: Literal[False] = False,
-    **keywords: Unpack[_Lengths],
+    **keywords: Unpack[EmaListKeywords],
 ) -> list[Result]: ...
 @overload
 def ema_apply(
@@ -282,9 +186,9 @@ def ema_apply(
     output: Source | None = None,
     *,
     dry_run: Literal[True],
-    **keywords: Unpack[_Lengths],
+    **keywords: Unpack[EmaListKeywords],
 ) -> list[Plan]: ...
-@_explains_keywords
+@explains_keywords
 def ema_apply(
     source: Source | Sequence[Source],
     output: Source | None = None,
@@ -425,7 +329,7 @@ def ema_apply(
     return results if several else results[0]
 
 
-@_explains_keywords
+@explains_keywords
 def list_averages(
     source: Source | Sequence[Source],
     *,
