@@ -3,7 +3,7 @@
 The library speaks of its parameters, and the command line of its options. A message is therefore written with
 `parameter` where it names one:
 
->>> message = Message(f"{parameter('force')} replaces it")
+>>> message = Message(f"{parameter('force', True)} replaces it")
 >>> str(message)
 'force=True replaces it'
 >>> render(message, lambda name, value: f"--{name}")

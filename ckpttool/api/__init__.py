@@ -1,15 +1,16 @@
 """The commands as functions, for those who call ckpttool from Python. The same words, the same defaults.
 
 >>> import ckpttool as ct
->>> ct.average("runs/a", last=5, output="averaged.safetensors")  # doctest: +SKIP
->>> ct.ema_apply("runs/a", decay=[0.999, 0.9999], output="ema-{decay}.safetensors")  # doctest: +SKIP
->>> ct.open_checkpoint("averaged.safetensors")["encoder.weight"]  # doctest: +SKIP
+>>> result = ct.average("runs/a", last=5, output="averaged.safetensors")
+>>> results = ct.ema_apply("runs/a", decay=[0.99, 0.999], output="ema-{decay}.safetensors")
+>>> ct.open_checkpoint("averaged.safetensors")["encoder.weight"].shape
+(4, 3)
 
 The first is the same as
 
->>> found = ct.discover("runs/a").last(5)  # doctest: +SKIP
->>> plan = ct.make_plan(found, "averaged.safetensors")  # doctest: +SKIP
->>> ct.execute(plan)  # doctest: +SKIP
+>>> found = ct.discover("runs/a").last(5)
+>>> plan = ct.make_plan(found, "averaged.pt")
+>>> result = ct.execute(plan)
 
 averages      average, ema-apply, and the list of stored averages
 checkpoints   a checkpoint, opened, whose tensors are numpy arrays

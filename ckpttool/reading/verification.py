@@ -15,6 +15,7 @@ import numpy as np
 from ckpttool.checksums.by_kind import checksum, combined, damaged
 from ckpttool.errors import CkpttoolError
 from ckpttool.tensors import Checksum
+from ckpttool.text import parameter
 
 if TYPE_CHECKING:
     from ckpttool.reading.scratch import Scratch
@@ -79,7 +80,7 @@ class Verification:
                 f"{self.source.path}: the checksum of {self.label} was not checked; nothing was written",
                 path=self.source.path,
                 tensor=self.label,
-                hint="This is a defect of ckpttool. Please report it with the plan (--dry-run --json).",
+                hint=f"This is a defect of ckpttool. Please report it with the plan ({parameter('dry_run', True)}).",
             )
 
     def read(self, scratch: Scratch) -> None:
