@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import Ran
+from commands import Ran
 
 import ckpttool as ct
 from ckpttool.api import averages, keywords
