@@ -405,8 +405,8 @@ def test_stored_averages_are_listed_in_python_as_on_the_command_line(
     shown = json.loads(ran.stdout)["checkpoints"]
     assert [str(one.path) for one in listed] == [one["path"] for one in shown]
     assert [one.average.where for one in listed] == [one["where"] for one in shown]
-    assert [[verdict.text for verdict in one.judged.verdicts] for one in listed] == [
-        [verdict["text"] for verdict in one["verdicts"]] for one in shown
+    assert [[finding.text for finding in one.diagnosis.findings] for one in listed] == [
+        [finding["text"] for finding in one["verdicts"]] for one in shown
     ]
 
 

@@ -48,7 +48,7 @@ class ListedAverage:
     diagnosis: Diagnosis
 
     def __repr__(self) -> str:
-        found = ", ".join(verdict.kind for verdict in self.judged.verdicts)
+        found = ", ".join(finding.kind for finding in self.diagnosis.findings)
         return f"<ListedAverage {ending(self.path, 60)}: {ending(describe_average(self.average))}, {found}>"
 
 
