@@ -119,6 +119,6 @@ $(NUMPY1_ENV)/made: pyproject.toml
 $(TENSORFLOW_ENV)/made: pyproject.toml
 	$(PYTHON) -m venv --clear $(TENSORFLOW_ENV)
 	$(TENSORFLOW_ENV)/bin/python -m pip install --quiet tensorflow-cpu==2.13.1 tensorflow-addons==0.21.0 \
-		OpenNMT-tf==2.32.0 pytest hypothesis click rich ml-dtypes safetensors PyYAML plotille google-crc32c
+		OpenNMT-tf==2.32.0 pytest hypothesis click rich ml-dtypes safetensors PyYAML google-crc32c
 	$(TENSORFLOW_ENV)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from ckpttool.ema.stored_average import StoredAverage
     from ckpttool.engine.run import Result, execute, execute_together
     from ckpttool.errors import CkpttoolError
+    from ckpttool.operations.learning_rates import (
+        FittedSchedule,
+        LearningRates,
+        LogComparison,
+        fit_learning_rates,
+        learning_rates,
+    )
     from ckpttool.operations.stored_ema import ListedAverage, make_stored_plan
     from ckpttool.planning.plan import Plan
     from ckpttool.planning.planner import make_plan
@@ -29,7 +36,10 @@ __all__ = [
     "Checkpoint",
     "CkpttoolError",
     "Discovery",
+    "FittedSchedule",
+    "LearningRates",
     "ListedAverage",
+    "LogComparison",
     "Members",
     "OpenCheckpoint",
     "Plan",
@@ -43,7 +53,9 @@ __all__ = [
     "execute",
     "execute_together",
     "find_stored_average",
+    "fit_learning_rates",
     "from_paths",
+    "learning_rates",
     "list_averages",
     "make_plan",
     "make_stored_plan",
@@ -55,6 +67,9 @@ _HOME = {
     "CkpttoolError": "errors",
     "Discovery": "selection.choice",
     "ListedAverage": "operations.stored_ema",
+    "FittedSchedule": "operations.learning_rates",
+    "LearningRates": "operations.learning_rates",
+    "LogComparison": "operations.learning_rates",
     "Members": "planning.request",
     "OpenCheckpoint": "api.checkpoints",
     "Plan": "planning.plan",
@@ -67,8 +82,10 @@ _HOME = {
     "execute": "engine",
     "execute_together": "engine",
     "find_stored_average": "ema.files",
+    "fit_learning_rates": "operations.learning_rates",
     "from_paths": "selection.discovery",
     "list_averages": "api.averages",
+    "learning_rates": "operations.learning_rates",
     "make_plan": "planning.planner",
     "make_stored_plan": "operations.stored_ema",
     "open_checkpoint": "api.checkpoints",

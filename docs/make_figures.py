@@ -17,7 +17,7 @@ FIGURES = {
     "--start-decay-steps 10000 --minimum-learning-rate 0.0001",
     "lr-figure-5.svg": "--learning-rate 2 --model-dim 768 --warmup-steps 8000 --compare decay_step_duration=2",
 }
-"""File -> the options that draw it. Figure 5's duration stands in no text of the article; 2 is taken here."""
+"""File -> the options that draw it. The article does not state figure 5's duration; 2 is used here."""
 
 
 def main(directory: Path) -> None:

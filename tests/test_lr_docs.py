@@ -50,12 +50,15 @@ def test_shown_output_is_what_the_command_prints(run, files, page, command, expe
     assert ran.stdout == expected
 
 
-def test_the_python_example_runs():
+def test_the_python_examples_run(capsys):
     pytest.importorskip("torch")
-    (example,) = blocks(PAGES[0], "python")
+    first, second = blocks(PAGES[0], "python")
     names: dict[str, object] = {}
-    exec(example, names)
+    exec(first, names)
     assert names["optimizer"].param_groups[0]["lr"] == noam(2.0, 512, 8000)(0)
+    exec(second, names)
+    assert len(names["applied"]) == 100
+    assert capsys.readouterr().out.startswith("8000 0.00098")
 
 
 def test_every_option_and_schedule_is_in_the_page():

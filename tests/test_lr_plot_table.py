@@ -18,13 +18,13 @@ from counting import count_calls
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ckpttool.cli._lr_rows import FORMATS
-from ckpttool.cli._plot import draw
+from ckpttool.cli.lr_schedule.terminal import draw
 from ckpttool.schedules.family import KINDS, ScheduleSpec, find_kind
 from ckpttool.schedules.float32 import noam_applied, noam_logged
 from ckpttool.schedules.picture import make_picture
 from ckpttool.schedules.rates import noam, wrap
 from ckpttool.schedules.steps import parse_steps, salient_steps
+from ckpttool.schedules.table import FORMATS
 
 NOAM = ("lr-plot-table", "--learning-rate", 2, "--model-dim", 768, "--warmup-steps", 8000)
 SCHEDULE = noam(2, 768, 8000)
@@ -94,9 +94,9 @@ def test_salient_steps_are_1_2_5_10_and_landmarks_inside():
         ("1:2:3:4", "'1:2:3:4'"),
         ("-3", "negative step -3"),
         ("1:-3", "negative step -3"),
-        ("1:x", "'x' where a whole number"),
-        ("1.5", "'1.5' where a whole number"),
-        ("²", "'²' where a whole number"),
+        ("1:x", "'x' instead of a whole number"),
+        ("1.5", "'1.5' instead of a whole number"),
+        ("²", "'²' instead of a whole number"),
         ("1e3", "'1e3'"),
         ("9999999999999999", "beyond 10^15"),
         ("@peek", "'@peek'"),
@@ -321,7 +321,7 @@ def test_a_table_loads_nothing_heavy():
     code = (
         "import sys\nfrom ckpttool.cli import group\n"
         f"group.main({[str(a) for a in NOAM]!r}, standalone_mode=False)\n"
-        "heavy = {'numpy', 'torch', 'matplotlib', 'rich', 'yaml', 'plotille', 'ml_dtypes', 'safetensors'}\n"
+        "heavy = {'numpy', 'torch', 'matplotlib', 'rich', 'yaml', 'ml_dtypes', 'safetensors'}\n"
         "sys.exit(repr(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -401,9 +401,15 @@ def test_output_that_is_the_config_is_refused_even_with_force(run, tmp_path):
 
 
 def test_unwritable_output_leaves_nothing_behind(run, tmp_path):
-    assert run(*NOAM, "-o", tmp_path / "missing" / "a.csv").exit_code == 7
+    (tmp_path / "file").write_text("mine")
+    assert run(*NOAM, "-o", tmp_path / "file" / "a.csv").exit_code == 7
     assert run(*NOAM, "-o", tmp_path).exit_code == 2
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_missing_directory_of_the_output_is_made(run, tmp_path):
+    assert run(*NOAM, "-o", tmp_path / "new" / "lr.csv").exit_code == 0
+    assert os.listdir(tmp_path / "new") == ["lr.csv"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
@@ -444,25 +450,24 @@ def test_a_picture_without_matplotlib_says_what_to_install(run, tmp_path, monkey
         (["--learning-rate", "nan"], "--learning-rate must be a finite number, not nan"),
         (["--scale", "0"], "--learning-rate must be greater than 0, not 0"),
         (["--max-step", "0"], "--max-step"),
-        (["--schedule", "noan"], "did you mean 'noam'?"),
+        (["--schedule", "noan"], "Did you mean 'noam'?"),
         (["--param", "eta_min"], "'eta_min' is not NAME=VALUE"),
-        (["--param", "eta_min=1"], "--param eta_min is no parameter of the noam schedule"),
-        (["--compare", "learning_rat=3"], "did you mean 'learning_rate'?"),
+        (["--param", "eta_min=1"], "--param eta_min is not a parameter of the noam schedule"),
+        (["--compare", "learning_rat=3"], "Did you mean 'learning_rate'?"),
         (["--compare", "learning_rate=2"], "changes nothing"),
         (["--compare", "model_dim=0"], '--compare "model_dim=0": model_dim must be'),
         (["--compare", "model_dim=x"], "model_dim must be a whole number of at least 1, not 'x'"),
-        (["--compare", "scale=3,scale=4"], "stands there twice"),
+        (["--compare", "scale=3,scale=4"], "is there twice"),
         (["--compare", "scale=3", "--compare", "learning_rate=3"], "is there twice"),
         (["--compare", "schedule=linear"], "max_step is missing"),
-        (["--as", "farseq"], "did you mean 'fairseq'?"),
-        (["--as", "hf", "--schedule", "rsqrt", "--model-dim", "1"], "--model-dim is no parameter of the rsqrt"),
+        (["--as", "farseq"], "Did you mean 'fairseq'?"),
+        (["--as", "hf", "--schedule", "rsqrt", "--model-dim", "1"], "--model-dim is not a parameter of the rsqrt"),
         (["--as", "hf", "--warmup-steps", "0"], "--warmup-steps of at least 1"),
         (["--as", "hf", "--fit", "x"], "--as and --fit are different questions"),
         (["--as", "hf", "-o", "x.csv"], "-o writes tables and pictures"),
         (["--as", "hf", "--compare", "scale=3"], "--compare puts schedules side by side"),
         (["--log-pattern", "x"], "--log-pattern is for --compare-log and --fit"),
-        (["--auto-config", "Transfomer"], "did you mean 'Transformer'?"),
-        (["--config", "missing.yml"], "missing.yml"),
+        (["--auto-config", "Transfomer"], "Did you mean 'Transformer'?"),
         (["-o", "x.pdf"], "-o x.pdf"),
         (["-o", "x"], "-o x"),
         (["-o", "x.csv", "-o", "x.csv"], "-o x.csv is there twice"),

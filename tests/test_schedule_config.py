@@ -82,7 +82,7 @@ def test_the_base_transformers_auto_config_has_its_peak():
     assert spec.build()(7999) == pytest.approx(9.882117688e-04, rel=1e-9)
 
 
-def test_auto_config_lies_under_the_file(config):
+def test_auto_config_is_the_default_of_the_file(config):
     read = config("params: {learning_rate: 6, minimum_learning_rate: 1.0e-4}", "TransformerBig")
     assert read.parameters == {
         "learning_rate": 6,
@@ -111,25 +111,25 @@ def test_a_parameter_out_of_range_is_told_with_its_key_and_line(config):
 @pytest.mark.parametrize(
     ("text", "says", "hint"),
     [
-        ("params: [1, 2", "no YAML", None),
-        ("params:\n  learning_rate: 2\n\tx: 1\n", "line 3: no YAML", None),
-        ("a: b: c\n", "line 1: no YAML", None),
+        ("params: [1, 2", "not YAML", None),
+        ("params:\n  learning_rate: 2\n\tx: 1\n", "line 3: not YAML", None),
+        ("a: b: c\n", "line 1: not YAML", None),
         ("- 1\n", "the file must hold keys and values, not a list", None),
         ("params: 5\n", "'params' must hold keys and values, not '5'", None),
-        ("", "it has no section 'params'", "--auto-config"),
-        ("params:\n  learning_rate: 2\n  learning_rate: 6\n", "line 3: the key 'learning_rate' stands in 'params' twice", "keep one"),
+        ("", "it has no section 'params'", "auto_config"),
+        ("params:\n  learning_rate: 2\n  learning_rate: 6\n", "line 3: the key 'learning_rate' is in 'params' twice", "keep one"),
         ("params:\n  learning_rate: 1e-4\n", "line 2: params: learning_rate must be a number, not the text '1e-4'", "Write 0.0001"),
         ("params:\n  learning_rate: 1e-5\n", "must be a number", "Write 1.0e-05"),
         ("params:\n  learning_rate: two\n", "must be a number, not the text 'two'", None),
         ("params:\n  learning_rate: true\n", "must be a number, not 'true'", None),
         ("params:\n  learning_rate: [1]\n", "must be one value, not a list", None),
-        ("params:\n  learning_rate: 2\n  decay_type: NoamDeacy\n", "line 3: there is no decay_type 'NoamDeacy'", "did you mean 'NoamDecay'"),
+        ("params:\n  learning_rate: 2\n  decay_type: NoamDeacy\n", "line 3: there is no decay_type 'NoamDeacy'", "Did you mean 'NoamDecay'"),
         ("params:\n  learning_rate: 2\n  decay_type: noamdecay\n", "there is no decay_type", "case matters"),
         ("params:\n  decay_type: noam_decay_v2\n", "OpenNMT-tf 1", "model_dim"),
-        ("params:\n  decay_type: NoamDecay\n  decay_params: {warmup_step: 4}\n", "NoamDecay has no parameter 'warmup_step'", "did you mean 'warmup_steps'"),
+        ("params:\n  decay_type: NoamDecay\n  decay_params: {warmup_step: 4}\n", "NoamDecay has no parameter 'warmup_step'", "Did you mean 'warmup_steps'"),
         ("params:\n  decay_type: NoamDecay\n  decay_params: 4\n", "'decay_params' must hold keys and values", None),
         ("params: {learning_rate: 1}\ntrain:\n  max_step: 0\n", "line 3: train: max_step", None),
-        ("params: {learning_rate: 1}\nparams: {learning_rate: 2}\n", "line 2: the key 'params' stands in the file twice", None),
+        ("params: {learning_rate: 1}\nparams: {learning_rate: 2}\n", "line 2: the key 'params' is in the file twice", None),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_an_error_with_its_line(config, text, says, hint):
@@ -150,8 +150,8 @@ def test_tensorflows_own_schedules_are_told_apart_from_typing_errors(config):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("warmup_steps: 8000", "belongs into decay_params"),
-        ("start_decay_step: 5", "did you mean 'start_decay_steps'"),
+        ("warmup_steps: 8000", "belongs in decay_params"),
+        ("start_decay_step: 5", "Did you mean 'start_decay_steps'"),
         ("decay_rate: 0.5", "OpenNMT-tf 1"),
     ],
 )
@@ -180,11 +180,11 @@ def test_nothing_in_the_file_is_executed(config, tmp_path):
 def test_an_unknown_model_gets_a_suggestion():
     with pytest.raises(UsageError) as caught:
         auto_config("TransformerBsae")
-    assert "did you mean 'TransformerBase'?" in caught.value.hint
+    assert "Did you mean 'TransformerBase'?" in caught.value.hint
 
 
-def test_a_binary_file_is_no_yaml(tmp_path):
+def test_a_binary_file_is_not_yaml(tmp_path):
     path = tmp_path / "x.yml"
     path.write_bytes(b"\x80\x02\x00")
-    with pytest.raises(UnreadableError, match="no YAML"):
+    with pytest.raises(UnreadableError, match="not YAML"):
         read_config(str(path))

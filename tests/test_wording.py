@@ -22,10 +22,10 @@ PACKAGE = Path(ckpttool.__file__).parent
 LIBRARY = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] != "cli")
 TREES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8")) for path in LIBRARY}
 
-OTHERS_OPTIONS = {"schedules/peers.py"}
-"""Modules whose texts are command lines of other frameworks."""
+OTHERS_OPTIONS = {"schedules/config.py", "schedules/peers.py"}
+"""Modules whose texts are options of other frameworks."""
 
-PENDING = ("ema", "engine", "formats", "planning", "schedules", "selection")
+PENDING = ("ema", "engine", "formats", "planning", "selection")
 """Packages some of whose messages still name options."""
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+|(?<![\w-])-[on](?![\w-])")

@@ -47,7 +47,7 @@ COMMANDS = {
     "average": ("ckpttool.cli.average:average", "Average the last checkpoints of a run."),
     "ema-apply": ("ckpttool.cli.ema_apply:ema_apply", "Put the moving average of the weights in their place."),
     "lr-plot-table": (
-        "ckpttool.cli.lr_plot_table:lr_plot_table",
+        "ckpttool.cli.lr_schedule.command:lr_plot_table",
         "Show a learning-rate schedule as a table and a picture.",
     ),
 }

@@ -8,7 +8,14 @@ from ckpttool.text import render
 
 __all__ = ["option_of", "spoken"]
 
-_OPTIONS = {"output": "-o", "warmup": "--no-warmup", "checkpoints": "CHECKPOINT"}
+_OPTIONS = {
+    "checkpoints": "CHECKPOINT",
+    "framework": "--as",
+    "log_x": "--logx",
+    "log_y": "--logy",
+    "output": "-o",
+    "warmup": "--no-warmup",
+}
 """Parameters whose options are not called as they are."""
 
 

@@ -9,4 +9,6 @@ stored_ema            the moving average that a checkpoint holds, in the weights
 computed_ema          the moving average that a run would have had, computed from its checkpoints
 posthoc_ema           averages out of snapshots of averages
 lengths               the lengths that are asked for, and the names of their outputs
+learning_rates        learning rates of schedules: rows, landmarks, pictures, logs, other frameworks' options
+report_files          tables and pictures in files: whole or not at all
 """

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckpttool._version import __version__
-from ckpttool.ema.diagnosis import Diagnosis, diagnose
+from ckpttool.ema.diagnosis import Judged, judge
 from ckpttool.ema.files import find_stored_average, folder_average
 from ckpttool.ema.stored_average import StoredAverage
 from ckpttool.errors import UsageError
@@ -35,17 +35,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ListedAverage:
-    """An average that a checkpoint holds, and its diagnosis.
+    """An average that a checkpoint holds, and what its numbers say.
 
     Attributes:
         path: The checkpoint, as it was named.
         average: What was found.
-        diagnosis: Equal to the weights, frozen, partial, NaN.
+        judged: Equal to the weights, frozen, partial, NaN.
     """
 
     path: Path
     average: StoredAverage
-    diagnosis: Diagnosis
+    judged: Judged
 
     def __repr__(self) -> str:
         found = ", ".join(finding.kind for finding in self.diagnosis.findings)
@@ -124,7 +124,7 @@ def list_averages(
     listed: list[ListedAverage] = []
     for path in paths:
         found = find_stored_average(path, section=selection.section, slot=slot, names_from=names_from)
-        listed.append(ListedAverage(path, found, diagnose(found, listed[-1].average if listed else None)))
+        listed.append(ListedAverage(path, found, judge(found, listed[-1].average if listed else None)))
     return tuple(listed)
 
 

@@ -2,9 +2,11 @@
 
 rates         the schedules themselves (these names), each with its formula and source
 family        the same by name and parameters; float32: as TensorFlow rounds them
-landmarks     where a curve turns and what it is near there; steps: which rows of a table; picture, figures: drawn
-peers         other frameworks' options for the same curve
+request       from parameters, a configuration and comparisons to the schedules that are meant
 config        OpenNMT-tf configurations
+landmarks     where a curve turns; steps, marks: which rows a table has; table: the rows, as numbers and text
+picture       curves as points; figures: as SVG and PNG
+peers         other frameworks' options for the same curve; translation: of one schedule
 train_log     what a run has logged; log_match: whether that is the schedule
 """
 

@@ -16,7 +16,8 @@ import yaml
 
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
 from ckpttool.schedules.family import KINDS, WRAPPER, Kind, Value, find_kind, suggest
-from ckpttool.schedules.rates import ParameterError
+from ckpttool.schedules.rates import MOST_STEPS, ParameterError
+from ckpttool.text import parameter
 
 __all__ = ["AUTO_CONFIGS", "ConfigSchedule", "auto_config", "missing_error", "parameter_error", "read_config"]
 
@@ -32,7 +33,7 @@ class ConfigSchedule:
         max_step: ``train: max_step``, None if it is not there.
         warnings: What will not do what it seems to.
         path: The file; None for `auto_config`.
-        decay_params_line: Where ``decay_params`` stands, None if it is not there.
+        decay_params_line: The line of ``decay_params``, None if there is none.
         replaced: The model whose parameters from ``--auto_config`` that ``decay_params`` replaced.
     """
 
@@ -84,6 +85,9 @@ AUTO_CONFIGS: Mapping[str, Mapping[str, Value]] = MappingProxyType(
 )
 """What ``--auto_config`` gives each model of OpenNMT-tf's catalog."""
 
+_LONGEST = 1 << 18  # bytes; PyYAML takes a second for so many
+_MOST_MERGED = 10_000
+_MOST_SHOWN = 40
 _KERAS = (
     "CosineDecay",
     "CosineDecayRestarts",
@@ -112,7 +116,7 @@ def _auto_values(model: str) -> Mapping[str, Value]:
         return AUTO_CONFIGS[model]
     except KeyError:
         raise UsageError(
-            f"--auto-config: there is no model {model!r}",
+            f"{parameter('auto_config')}: there is no model {model!r}",
             hint=f"{suggest(model, AUTO_CONFIGS) or ''} The models are {', '.join(AUTO_CONFIGS)}.".strip(),
         ) from None
 
@@ -122,11 +126,12 @@ def read_config(path: str, model: str | None = None) -> ConfigSchedule:
 
     Args:
         path: The file.
-        model: A model whose ``--auto_config`` lies under the file, as with ``onmt-main --auto_config``. It is merged
-            key by key, except that ``decay_params`` is replaced as a whole, as OpenNMT-tf does.
+        model: A model whose ``--auto_config`` is the default of what the file does not say, as with
+            ``onmt-main --auto_config``. It is merged key by key, except that ``decay_params`` is replaced as a whole,
+            as OpenNMT-tf does.
 
     Raises:
-        UnreadableError: If the file is no YAML, or says something that cannot be; with its line.
+        UnreadableError: If the file is not YAML, or says something that cannot be; with its line.
         UnsupportedError: If it asks for one of TensorFlow's own schedules.
         UsageError: If there is no such model.
     """
@@ -151,7 +156,8 @@ class _Reader:
             raise self._error(
                 1,
                 "there is no learning rate in it: it has no section 'params'",
-                "The file needs params: learning_rate, decay_type and decay_params; or add --auto-config MODEL.",
+                "The file needs params: learning_rate, decay_type and decay_params; "
+                f"or add {parameter('auto_config')} and the name of a model.",
             )
         self._point_out_lost_keys(params)
         kind = self._kind(params)
@@ -165,8 +171,10 @@ class _Reader:
         if "max_step" in train:
             node, line = train["max_step"]
             value = self._value(node, "train: max_step", line)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise self._error(line, f"train: max_step must be a whole number of at least 1, not {value!r}")
+            if value is not None and not (isinstance(value, int) and 1 <= value <= MOST_STEPS):
+                raise self._error(
+                    line, f"train: max_step must be a whole number from 1 to {MOST_STEPS}, not {_shown(node.value)}"
+                )
             max_step = value
         inner = params["decay_params"][1] if "decay_params" in params else None
         replaced = self.model if inner is not None and kind.required else None
@@ -175,47 +183,62 @@ class _Reader:
     def _sections(self) -> dict[str, tuple[yaml.Node, int]]:
         try:
             with open(self.path, "rb") as file:
-                self.loader = yaml.SafeLoader(file)
-                try:
-                    node = self.loader.get_single_node()
-                finally:
-                    self.loader.dispose()
-        except OSError as error:
-            raise UnreadableError(f"{self.path}: {error.strerror}", path=self.path) from error
+                data = file.read(_LONGEST + 1)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UnreadableError(f"{self.path}: {reason}", path=self.path) from error
+        if len(data) > _LONGEST:
+            raise UnreadableError(
+                f"{self.path}: longer than {_LONGEST:,} bytes, as no configuration is", path=self.path
+            )
+        try:
+            self.loader = yaml.SafeLoader(data)
+            try:
+                node = self.loader.get_single_node()
+            finally:
+                self.loader.dispose()
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            raise self._error(mark.line + 1 if mark else 1, f"no YAML: {error.problem or error.context}") from error
+            raise self._error(mark.line + 1 if mark else 1, f"not YAML: {error.problem or error.context}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UnreadableError(f"{self.path}: no YAML: {error}".replace("\n", " "), path=self.path) from error
+            raise UnreadableError(f"{self.path}: not YAML: {error}".replace("\n", " "), path=self.path) from error
         except RecursionError as error:
             raise UnreadableError(
-                f"{self.path}: no YAML that can be read: nested too deeply", path=self.path
+                f"{self.path}: not YAML that can be read: nested too deeply", path=self.path
             ) from error
         if node is None:
             return {}
         return self._entries(node, "the file")
 
     def _entries(self, node: yaml.Node, what: str) -> dict[str, tuple[yaml.Node, int]]:
-        """Key -> (value, line of the key) of a mapping; a key that stands there twice is an error."""
+        """Key -> (value, line of the key) of a mapping; a key that is there twice is an error."""
         line = node.start_mark.line + 1
         if not isinstance(node, yaml.MappingNode):
             raise self._error(line, f"{what} must hold keys and values, not {_describe(node)}")
         seen: dict[str, int] = {}
         for key, _value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise self._error(key.start_mark.line + 1, f"{what} has a key that is {_describe(key)}")
             name = str(key.value)
             if name in seen and name != "<<":
                 raise self._error(
                     key.start_mark.line + 1,
-                    f"the key {name!r} stands in {what} twice, for the first time in line {seen[name]}",
+                    f"the key {_shown(name)} is in {what} twice, for the first time in line {seen[name]}",
                     "YAML would take the last one in silence: keep one of them.",
                 )
             seen[name] = key.start_mark.line + 1
         if "<<" in seen and self.loader is not None:
             try:
+                if _merged_size(node, {}) > _MOST_MERGED:
+                    raise self._error(seen["<<"], f"the merge '<<' makes more than {_MOST_MERGED:,} keys")
                 self.loader.flatten_mapping(node)
             except (yaml.YAMLError, RecursionError) as error:
                 raise self._error(seen["<<"], "the merge '<<' cannot be resolved") from error
-        return {str(key.value): (value, key.start_mark.line + 1) for key, value in node.value}
+        return {
+            str(key.value): (value, key.start_mark.line + 1)
+            for key, value in node.value
+            if isinstance(key, yaml.ScalarNode)
+        }
 
     def _section(self, root: dict[str, tuple[yaml.Node, int]], name: str) -> dict[str, tuple[yaml.Node, int]]:
         if name not in root:
@@ -232,9 +255,9 @@ class _Reader:
                 continue
             near = suggest(name, _KEYS)
             if name in inner:
-                self._warn(line, f"params: {name} is ignored there; it belongs into decay_params")
+                self._warn(line, f"params: {name} is ignored there; it belongs in decay_params")
             elif near and name not in ("moving_average_decay", "weight_decay"):
-                self._warn(line, f"params: {name} is no key that OpenNMT-tf reads; {near}")
+                self._warn(line, f"params: {name} is not a key that OpenNMT-tf reads. {near}")
 
     def _kind(self, params: dict[str, tuple[yaml.Node, int]]) -> Kind:
         if "decay_type" not in params:
@@ -250,7 +273,7 @@ class _Reader:
         if text in _KERAS:
             raise UnsupportedError(
                 f"{self.path}, line {line}: {text} is one of TensorFlow's own schedules, which ckpttool does not have",
-                hint=f"It has {', '.join(classes)}, and more with --schedule.",
+                hint=f"It has {', '.join(classes)}, and more as {parameter('schedule')}.",
                 path=self.path,
             )
         if text.startswith("noam_decay"):
@@ -326,15 +349,16 @@ class _Reader:
             raise self._error(line, f"{key} must be one value, not {_describe(node)}")
         try:
             value = yaml.SafeLoader("").construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:
-            raise self._error(line, f"{key} has a value that YAML cannot read: {node.value!r}") from error
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
+            # PyYAML's constructors of tagged values fail in all these ways: !!bool x, !!int "", !!timestamp x.
+            raise self._error(line, f"{key} has a value that YAML cannot read: {_shown(node.value)}") from error
         if isinstance(value, str) and not key.endswith("decay_type"):
             hint = None
             with suppress(ValueError):
-                hint = f"To YAML {node.value} is text. Write {_yaml_float(float(value))}, without quotes."
-            raise self._error(line, f"{key} must be a number, not the text {value!r}", hint)
+                hint = f"To YAML {node.value[:40]} is text. Write {_yaml_float(float(value))}, without quotes."
+            raise self._error(line, f"{key} must be a number, not the text {_shown(value)}", hint)
         if isinstance(value, bool) or not isinstance(value, (int, float, str, type(None))):
-            raise self._error(line, f"{key} must be a number, not {node.value!r}")
+            raise self._error(line, f"{key} must be a number, not {_shown(node.value)}")
         return value
 
     def _warn(self, line: int, text: str) -> None:
@@ -353,7 +377,27 @@ def _yaml_float(number: float) -> str:
 def _describe(node: yaml.Node) -> str:
     if isinstance(node, yaml.SequenceNode):
         return "a list"
-    return "a mapping" if isinstance(node, yaml.MappingNode) else repr(node.value)
+    return "a mapping" if isinstance(node, yaml.MappingNode) else _shown(node.value)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
+
+
+def _merged_size(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many entries the merges of a mapping make, at most: nested ones may double with each level."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_MERGED  # what a merge of itself counts for
+        if isinstance(node, yaml.SequenceNode):
+            size = sum(_merged_size(each, known) for each in node.value)
+        elif isinstance(node, yaml.MappingNode):
+            merged = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]
+            size = len(node.value) + sum(_merged_size(value, known) for value in merged)
+        else:
+            size = 1
+        known[id(node)] = min(size, _MOST_MERGED + 1)
+    return known[id(node)]
 
 
 def missing_error(config: ConfigSchedule, missing: Sequence[str]) -> UnreadableError:
@@ -361,8 +405,7 @@ def missing_error(config: ConfigSchedule, missing: Sequence[str]) -> UnreadableE
     where = f"{config.path}, line {config.decay_params_line}: decay_params" if config.decay_params_line else config.path
     if "learning_rate" in missing:
         where = config.path
-    options = " ".join(f"--{name.replace('_', '-')} N" for name in missing)
-    hint = f"Write it there, or add {options}."
+    hint = f"Write it there, or add {' and '.join(map(parameter, missing))}."
     if config.replaced and any(name in AUTO_CONFIGS[config.replaced] for name in missing):
         hint = f"decay_params replaces what --auto_config gives {config.replaced} as a whole. {hint}"
     return UnreadableError(f"{where} has no {' and no '.join(missing)}", hint=hint, path=config.path)
@@ -376,4 +419,4 @@ def parameter_error(config: ConfigSchedule, error: ParameterError) -> Unreadable
     if error.parameter in config.lines:
         key, line = config.lines[error.parameter]
         return UnreadableError(f"{config.path}, line {line}: {key} {error.reason}", hint=hint, path=config.path)
-    return UnreadableError(f"{config.path}: {error.message}", hint=hint, path=config.path)
+    return UnreadableError(f"{config.path}: {parameter(error.parameter)} {error.reason}", hint=hint, path=config.path)

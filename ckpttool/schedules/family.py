@@ -182,10 +182,10 @@ KINDS: tuple[Kind, ...] = (
 
 
 def suggest(word: str, known: Iterable[str]) -> str | None:
-    """A hint with the known word that is nearest, if one is near: ``did you mean 'noam'?``."""
+    """A hint with the known word that is nearest, if one is near: ``Did you mean 'noam'?``."""
     plain = {_plain(name): name for name in known}
     near = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=0.6)
-    return f"did you mean {plain[near[0]]!r}?" if near else None
+    return f"Did you mean {plain[near[0]]!r}?" if near else None
 
 
 def find_kind(name: str) -> Kind:
@@ -243,7 +243,7 @@ class ScheduleSpec:
             if name not in known:
                 raise ParameterError(
                     name,
-                    f"is no parameter of the {kind.name} schedule",
+                    f"is not a parameter of the {kind.name} schedule",
                     hint=f"{suggest(name, known) or ''} Its parameters are {', '.join(known)}.".strip(),
                 )
         missing = [name for name in ("learning_rate", *kind.required) if parameters.get(name) is None]

@@ -43,7 +43,7 @@ def check_matplotlib() -> None:
     if find_spec("matplotlib") is None:
         raise UsageError(
             "SVG and PNG need matplotlib, which is not installed",
-            hint="pip install 'ckpttool[plot]', or write the table: -o FILE.csv",
+            hint="Run: pip install 'ckpttool[plot]'. Tables (.csv) need nothing.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Where a schedule turns: its start, its peak, where it leaves its floor and comes back.
+"""Where a schedule turns: its start, its peak, where it leaves its floor and returns to it.
 
 All steps here are numbers of updates done, which is what OpenNMT-tf logs as "Step"; the update that is applied with
 that rate has the next number. Nothing is searched step by step: the curve is monotonic between its known turning
@@ -14,13 +14,11 @@ from itertools import pairwise
 from typing import Literal
 
 from ckpttool.schedules.family import ScheduleSpec
-from ckpttool.schedules.rates import Schedule
+from ckpttool.schedules.rates import MOST_STEPS, Schedule
 
 __all__ = ["Landmark", "Point", "default_last_step", "landmarks", "sample"]
 
 Mark = Literal["start", "peak", "leaves floor", "back to floor"]
-
-_FOREVER = 2**53  # float64 counts no further
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,10 @@ Point = tuple[int, float]
 def landmarks(spec: ScheduleSpec) -> list[Landmark]:
     """The landmarks of a schedule, in the order of their steps.
 
-    A peak that the floor hides is left out. Of a curve that comes and goes (a cosine past its end) only the first
-    crossing of each kind is given. For the Noam schedule the floor F is left at
-    ``n = floor(F sqrt(d) W^1.5 / scale) + 1`` and met again at ``n = scale^2 / (d F^2)``, n = step + 1.
+    A peak that the floor hides is left out, and so is one after the ``max_step`` of a schedule that has one. Of a
+    curve that comes and goes (a cosine past its end) only the first crossing of each kind is given. For the Noam
+    schedule the floor F is left at ``n = floor(F sqrt(d) W^1.5 / scale) + 1`` and met again at
+    ``n = scale^2 / (d F^2)``, n = step + 1.
     """
     found = []
     schedule = spec.build()
@@ -64,7 +63,8 @@ def landmarks(spec: ScheduleSpec) -> list[Landmark]:
 
 def _peak(spec: ScheduleSpec) -> Iterator[Landmark]:
     schedule = spec.unwrapped()
-    turns = spec.turns()
+    end_of_training = spec.values.get("max_step")
+    turns = [turn for turn in spec.turns() if end_of_training is None or turn <= int(end_of_training)]
     rates = [schedule(step) for step in turns]
     highest = max(rates)
     if highest <= spec.minimum_learning_rate:
@@ -74,7 +74,7 @@ def _peak(spec: ScheduleSpec) -> Iterator[Landmark]:
     while end + 1 < len(turns) and rates[end + 1] == highest:
         end += 1
     last: int | None = spec.argument_of(turns[end] + 1) - 1
-    if end == len(turns) - 1 and schedule(turns[end] + 1) == highest == schedule(_FOREVER):
+    if turns[end] == spec.turns()[-1] and schedule(turns[end] + 1) == highest == schedule(MOST_STEPS):
         last = None
     yield Landmark("peak", spec.argument_of(turns[at]), last, highest)
 
@@ -101,7 +101,7 @@ def _unbounded(schedule: Schedule, turn: int, floor: float) -> Iterator[tuple[in
     """The piece after the last turning point, cut where the rate is on the other side of the floor; none if never."""
     above = schedule(turn) > floor
     reach = 1
-    while turn + reach <= _FOREVER:
+    while turn + reach <= MOST_STEPS:
         if (schedule(turn + reach) > floor) != above:
             yield turn, turn + reach
             return
@@ -140,7 +140,7 @@ def sample(spec: ScheduleSpec, schedule: Schedule, ranges: Iterable[tuple[int, i
 
 
 def default_last_step(spec: ScheduleSpec) -> int:
-    """How much of a curve is worth looking at where nobody says how long the training is.
+    """The last step that is shown where the length of the training is not given.
 
     The end of a schedule that has one; else four times the start and warm-up, and 100,000 updates at least.
     """

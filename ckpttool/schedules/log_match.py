@@ -7,7 +7,8 @@ compares with half a unit of the last decimal shown, plus what float32 may diffe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -16,6 +17,7 @@ from ckpttool.errors import UsageError
 from ckpttool.schedules.family import ScheduleSpec, Semantics
 from ckpttool.schedules.rates import Schedule
 from ckpttool.schedules.train_log import Record
+from ckpttool.text import parameter
 
 __all__ = ["Difference", "Fit", "Verdict", "compare_log", "fit_noam"]
 
@@ -23,6 +25,8 @@ Outcome = Literal["agrees", "shifted by one", "restarted warm-up", "different pa
 
 _FLOAT32 = 5e-7  # relative; two units in the last place and room for another build's rounding
 _FARTHEST_RESTART = 100_000  # updates before the first differing line in which a restart is looked for
+_MOST_RATE = 1e100  # as in `rates`
+_MOST_PIECES = 64  # ranges of steps that are followed at once while a restart is looked for
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,10 @@ def compare_log(records: Sequence[Record], spec: ScheduleSpec, semantics: Semant
     for shift in (-1, 1):
         if not _differing(records, schedule, offset + shift):
             return verdict("shifted by one", _shift_meaning(offset + shift))
-    restart = _restart(records, schedule, offset, wrong[0])
+    restart = _restart(records, spec, offset, wrong[0])
     if restart:
-        where = f"step {restart[0]}" if len(restart) == 1 else f"steps {restart[0]} to {restart[-1]}"
+        first_begin, last_begin = restart
+        where = f"step {first_begin}" if first_begin == last_begin else f"steps {first_begin} to {last_begin}"
         return verdict(
             "restarted warm-up", f"from line {records[wrong[0]].line} on, the schedule starts anew at {where}"
         )
@@ -138,19 +143,56 @@ def _counter_restart(records: Sequence[Record]) -> int | None:
     return None
 
 
-def _restart(records: Sequence[Record], schedule: Schedule, offset: int, first: int) -> list[int]:
-    """Steps at which the schedule may have begun anew, so that everything from `first` on fits. Ascending."""
+def _restart(records: Sequence[Record], spec: ScheduleSpec, offset: int, first: int) -> tuple[int, int] | None:
+    """The first and the last step at which the schedule may have begun anew, so that all from `first` on fits.
+
+    What each record allows are ranges of steps, found by bisection between the curve's turning points; what all allow
+    is their intersection, so that the time is proportional to the number of records.
+    """
     rest = records[first:]
     if first == 0 or len(rest) < 2:
-        return []
+        return None
     before, top = records[first - 1].step, min(record.step for record in rest)
     # Where the steps went on counting, the restart came after the last good line; where they went back, anywhere.
     earliest = before if before < top else max(top - _FARTHEST_RESTART, 1)
-    return [
-        begin
-        for begin in range(earliest, top + 1)
-        if not _differing(rest[:1], schedule, offset - begin) and not _differing(rest, schedule, offset - begin)
-    ]
+    schedule = spec.build()
+    turns = [spec.argument_of(turn) for turn in spec.turns()]
+    begins = [(earliest, top)] if earliest <= top else []
+    for record in rest:
+        begins = [allowed for low, high in begins for allowed in _allowed(record, offset, schedule, turns, low, high)]
+        if not begins or len(begins) > _MOST_PIECES:
+            return None
+    return begins[0][0], begins[-1][1]
+
+
+def _allowed(
+    record: Record, offset: int, schedule: Schedule, turns: Sequence[int], low: int, high: int
+) -> Iterator[tuple[int, int]]:
+    """The ranges of begins within [low, high] at which the schedule has the record's rate. Ascending."""
+
+    def rate(begin: int) -> float:
+        return schedule(max(record.step + offset - begin, 0))
+
+    def difference(begin: int) -> int:
+        expected = rate(begin)
+        if abs(record.rate - expected) <= _margin(record, expected):
+            return 0
+        return 1 if expected > record.rate else -1
+
+    # The argument falls as the begin rises: the turning points, ascending in begin.
+    reach = turns[bisect_right(turns, record.step + offset - high) : bisect_left(turns, record.step + offset - low)]
+    ends = [low, *(record.step + offset - turn for turn in reversed(reach)), high]
+    last = low - 1
+    for begin, end in pairwise(ends):
+        falling = rate(begin) > rate(end)
+        # On a monotonic piece the sign goes once through 0: the first begin there, and the first one past it.
+        key: Callable[[int], int] = (lambda at: -difference(at)) if falling else difference
+        steps = range(begin, end + 1)
+        inside = begin + bisect_left(steps, 0, key=key)
+        past = begin + bisect_right(steps, 0, key=key)
+        if inside < past and past - 1 > last:
+            yield max(inside, last + 1), past - 1
+            last = past - 1
 
 
 def _what_fits(records: Sequence[Record], spec: ScheduleSpec, semantics: Semantics) -> str:
@@ -200,14 +242,14 @@ def fit_noam(records: Sequence[Record], spec: ScheduleSpec, semantics: Semantics
     (rate = min(a n^-1/2, b n)); what all lines allow is the answer, with its bounds.
 
     Raises:
-        UsageError: If no line lies above the floor.
+        UsageError: If no line is above the floor.
     """
     dimension = float(spec.values["model_dim"] or 1)
     counted = [(record, _n(record.step, spec, semantics)) for record in records]
     floor = spec.minimum_learning_rate
-    used = [(record, n) for record, n in counted if floor < record.rate - record.half_unit < math.inf]
+    used = [(record, n) for record, n in counted if floor < record.rate - record.half_unit < _MOST_RATE]
     if not used:
-        raise UsageError("no line of the log lies above the floor", hint="Check --minimum-learning-rate.")
+        raise UsageError("no line of the log is above the floor", hint=f"Check {parameter('minimum_learning_rate')}.")
     highest = max(record.rate for record, _n in used)
     top = [n for record, n in used if record.rate == highest]
     rising = [(record, n) for record, n in used if n < min(top)]

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 from ckpttool.errors import UsageError
 from ckpttool.schedules.family import suggest
-from ckpttool.schedules.rates import Schedule, inv_sqrt, inverse_sqrt, noam, rsqrt, wsd
+from ckpttool.schedules.rates import Schedule, noam
+from ckpttool.text import parameter
 
 __all__ = ["PEERS", "Noam", "Peer", "find_peer"]
 
@@ -44,14 +45,13 @@ class Peer:
     """A framework's way to the same curve.
 
     Attributes:
-        name: As ``--as`` takes it.
-        title: As people know it.
+        name: The short name that `find_peer` takes.
+        title: Framework and scheduler.
         options: What to set, one line each.
         rate: The rate applied at update k with those options; None if it does not have this curve.
         first_update: What its first updates have.
         remarks: What else differs.
         aliases: Other names.
-        variants: Other settings of it that people meet: a label, and the rate.
     """
 
     name: str
@@ -61,7 +61,6 @@ class Peer:
     first_update: str
     remarks: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
-    variants: tuple[tuple[str, Rate], ...] = ()
 
 
 def find_peer(name: str) -> Peer:
@@ -75,19 +74,15 @@ def find_peer(name: str) -> Peer:
             return peer
     near = suggest(name, [each for peer in PEERS for each in (peer.name, *peer.aliases)])
     raise UsageError(
-        f"--as: no framework {name!r} is known",
+        f"{parameter('framework')}: no framework {name!r} is known",
         hint=f"{near + ' ' if near else ''}Known are {', '.join(peer.name for peer in PEERS)}; "
-        "all shows them side by side.",
+        "'all' shows them side by side.",
     )
 
 
 def _same(p: Noam) -> Schedule:
     schedule = noam(p.scale, p.model_dim, p.warmup_steps)
     return lambda update: schedule(update - 1)
-
-
-def _one_ahead(p: Noam) -> Schedule:
-    return noam(p.scale, p.model_dim, p.warmup_steps)
 
 
 def _behind_from_zero(p: Noam) -> Schedule:
@@ -100,61 +95,9 @@ def _behind_twice_first(p: Noam) -> Schedule:
     return lambda update: schedule(max(update - 2, 0))
 
 
-def _behind_from(first: Callable[[Noam], float]) -> Rate:
-    def rate(p: Noam) -> Schedule:
-        schedule = noam(p.scale, p.model_dim, p.warmup_steps)
-        return lambda update: schedule(update - 2) if update > 1 else first(p)
-
-    return rate
-
-
-def _timescale(timescale: int | None) -> Rate:
-    def rate(p: Noam) -> Schedule:
-        schedule = inverse_sqrt(p.peak, p.warmup_steps, timescale=timescale)
-        return lambda update: schedule(update - 1)
-
-    return rate
-
-
-def _noamwd(start: int, every: int, factor: float) -> Rate:
-    def rate(p: Noam) -> Schedule:
-        plain = _same(p)
-
-        def decayed(update: int) -> float:
-            halvings: int = max(update - start + every, 0) // every
-            return plain(update) * math.pow(factor, halvings)
-
-        return decayed
-
-    return rate
-
-
-def _nemo_hold(p: Noam) -> Schedule:
-    def rate(update: int) -> float:
-        step = update - 1
-        if step < p.warmup_steps:
-            return p.peak * update / (p.warmup_steps + 1)
-        return p.peak * math.sqrt(p.warmup_steps / step)
-
-    return rate
-
-
-def _plateau_then_rsqrt(p: Noam) -> Schedule:
-    schedule = rsqrt(p.scale / math.sqrt(p.model_dim), p.warmup_steps)
-    return lambda update: schedule(update - 1)
-
-
-def _opennmt_inv_sqrt(p: Noam) -> Schedule:
-    schedule = inv_sqrt(p.peak, p.warmup_steps)
-    return lambda update: schedule(update - 1)
-
-
-def _titan(total: int) -> Rate:
-    def rate(p: Noam) -> Schedule:
-        schedule = wsd(p.peak, p.warmup_steps, max(total, p.warmup_steps + 1))
-        return lambda update: schedule(update - 1)
-
-    return rate
+def _behind_unknown_first(p: Noam) -> Schedule:
+    schedule = noam(p.scale, p.model_dim, p.warmup_steps)
+    return lambda update: schedule(update - 2) if update > 1 else math.nan
 
 
 _AS_OPENNMT = "update 1 has the same rate as in OpenNMT-tf (n = 1)"
@@ -174,7 +117,6 @@ PEERS: tuple[Peer, ...] = (
         _AS_OPENNMT,
         ('its log line "Step = k" shows the rate of update k + 1',),
         ("opennmt",),
-        (("logged", _one_ahead), ("InvSqrtDecay", _opennmt_inv_sqrt), ("RsqrtDecay", _plateau_then_rsqrt)),
     ),
     Peer(
         "opennmt-py",
@@ -194,7 +136,19 @@ PEERS: tuple[Peer, ...] = (
             'its log line "lr:" shows the rate of the next update, with 5 decimals',
         ),
         ("onmt-py",),
-        (("logged", _one_ahead), ("noamwd 50000/10000/0.5", _noamwd(50_000, 10_000, 0.5))),
+    ),
+    Peer(
+        "eole",
+        "Eole, noam",
+        lambda p: (
+            "decay_method: noam",
+            f"learning_rate: {p.scale!r}",
+            f"warmup_steps: {p.warmup_steps}",
+            f"hidden_size: {p.model_dim}",
+        ),
+        _same,
+        _AS_OPENNMT,
+        ('its log line "Step k; ... lr:" shows the rate of update k, with 2 decimals and an exponent',),
     ),
     Peer(
         "t2t",
@@ -242,7 +196,6 @@ PEERS: tuple[Peer, ...] = (
         _FROM_ZERO,
         ("the optimizer's lr is the peak", "a timescale above the warm-up decays more slowly"),
         ("huggingface", "transformers"),
-        (("timescale 10000", _timescale(10_000)),),
     ),
     Peer(
         "marian",
@@ -283,7 +236,6 @@ PEERS: tuple[Peer, ...] = (
         _AS_OPENNMT,
         ("lr is the peak", "its NoamLR is the same curve, deprecated"),
         ("espnet2",),
-        (("NoamLR", _same),),
     ),
     Peer(
         "wenet",
@@ -310,7 +262,6 @@ PEERS: tuple[Peer, ...] = (
             "min_lr holds only after the warm-up, minimum_learning_rate of OpenNMT-tf for the whole curve",
             "NoamHoldAnnealing takes the peak as lr and warms up with (step + 1) / (warmup_steps + 1)",
         ),
-        variants=(("NoamHoldAnnealing", _nemo_hold),),
     ),
     Peer(
         "allennlp",
@@ -350,7 +301,6 @@ PEERS: tuple[Peer, ...] = (
             "most recipes step it after the optimizer: an optimizer built with another lr starts with that rate",
             "without model_size, lr_initial is the peak",
         ),
-        variants=(("optimizer lr = peak", _behind_from(lambda p: p.peak)),),
     ),
     Peer(
         "joeynmt",
@@ -361,7 +311,7 @@ PEERS: tuple[Peer, ...] = (
             f"learning_rate_warmup: {p.warmup_steps}",
             f"hidden_size: {p.model_dim}",
         ),
-        _behind_from(lambda _p: math.nan),
+        _behind_unknown_first,
         "update 1 has the optimizer's own learning_rate; from there on it is one update behind (n = k - 1)",
         ("set learning_rate to something small: its default can be several times the peak",),
         ("joey",),
@@ -391,8 +341,7 @@ PEERS: tuple[Peer, ...] = (
         lambda _p: (),
         None,
         "update 1 has peak / warmup_steps, as in OpenNMT-tf",
-        ("it has no inverse square root: the nearest is warm-up, stable, decay (--schedule wsd)",),
-        variants=(("WSD, linear, 100000 updates", _titan(100_000)),),
+        ("it has no inverse square root: the nearest is warm-up, stable, decay (the schedule wsd)",),
     ),
     Peer(
         "timm",

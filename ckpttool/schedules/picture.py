@@ -11,6 +11,7 @@ from typing import Literal
 from ckpttool.errors import UsageError
 from ckpttool.schedules.family import Dtype, ScheduleSpec
 from ckpttool.schedules.landmarks import Point, sample
+from ckpttool.text import parameter
 
 __all__ = ["Line", "Picture", "make_picture"]
 
@@ -96,7 +97,9 @@ def make_picture(
     """
     first = max(first, 1 if shows == "applied" or log_x else 0)
     if last <= first:
-        raise UsageError("one step alone makes no picture", hint="Give --steps a range, or --no-plot.")
+        raise UsageError(
+            "one step alone makes no picture", hint=f"Give {parameter('steps')} a range, or leave the picture out."
+        )
     behind = 1 if shows == "applied" else 0
     ranges = _columns(first, last, columns, log_x=log_x)
     lines = []
@@ -110,7 +113,7 @@ def make_picture(
         lines.append(Line(letter, label, cells))
     rates = [rate for line in lines for _step, rate in line.points if rate > 0 or not log_y]
     if not rates:
-        raise UsageError("--logy: every rate is 0", hint="Leave --logy out.")
+        raise UsageError(f"{parameter('log_y')}: every rate is 0", hint=f"Leave {parameter('log_y')} out.")
     return Picture(
         tuple(lines),
         title,

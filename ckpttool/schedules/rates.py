@@ -24,8 +24,10 @@ from numbers import Real
 from typing import Literal, SupportsIndex
 
 from ckpttool.errors import UsageError
+from ckpttool.text import parameter as mark
 
 __all__ = [
+    "MOST_STEPS",
     "ParameterError",
     "Schedule",
     "constant",
@@ -41,6 +43,9 @@ __all__ = [
     "wsd",
 ]
 
+MOST_STEPS = 2**53
+"""The largest number of updates: float64 does not count further."""
+
 Schedule = Callable[[int], float]
 """From the number of updates done (>= 0) to the rate of the next one."""
 
@@ -53,9 +58,9 @@ class ParameterError(UsageError):
         reason: What is asked of it and what it was: ``must be at least 1, not 0``.
     """
 
-    def __init__(self, parameter: str, reason: str, *, hint: str | None = None) -> None:
-        super().__init__(f"{parameter} {reason}", hint=hint)
-        self.parameter = parameter
+    def __init__(self, name: str, reason: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{mark(name)} {reason}", hint=hint)
+        self.parameter = name
         self.reason = reason
 
 
@@ -407,8 +412,7 @@ def wrap(schedule: Schedule, start: int = 0, duration: int = 1, minimum: float =
     return wrapped
 
 
-_MOST = 1e100  # beyond it products overflow, and nobody means it
-_MOST_STEPS = 2**53  # float64 counts no further
+_MOST = 1e100  # beyond it products overflow
 
 
 def _number(name: str, value: object) -> float:
@@ -440,8 +444,8 @@ def _count(name: str, value: object, least: int) -> int:
         value = int(value)  # 8e3 is how configs write 8000
     if isinstance(value, SupportsIndex) and not isinstance(value, bool):
         count = operator.index(value)
-        if count > _MOST_STEPS:
-            raise ParameterError(name, f"must be at most {_MOST_STEPS}, not {_shown(value)}")
+        if count > MOST_STEPS:
+            raise ParameterError(name, f"must be at most {MOST_STEPS}, not {_shown(value)}")
         if count >= least:
             return count
     raise ParameterError(name, f"must be a whole number of at least {least}, not {_shown(value)}")

@@ -1,4 +1,4 @@
-"""Which steps a table shows: the little language of ``--steps``.
+"""Which steps a table shows, as text.
 
     1,2,100               these steps
     4000:12000:500        from 4000 to 12000 by 500; the end is included where the stride meets it
@@ -19,8 +19,10 @@ from dataclasses import dataclass
 
 from ckpttool.errors import UsageError
 from ckpttool.schedules.family import suggest
+from ckpttool.schedules.rates import MOST_STEPS
+from ckpttool.text import parameter
 
-__all__ = ["MARKERS", "StepSelection", "parse_steps", "salient_steps"]
+__all__ = ["MARKERS", "StepSelection", "parse_steps", "salient_steps", "these_steps"]
 
 MARKERS = ("@peak", "@start", "@floor")
 
@@ -30,7 +32,7 @@ _MOST_LOG_STEPS = 1_000_000  # these are the only steps that are held in memory
 
 @dataclass(frozen=True)
 class StepSelection:
-    """A parsed ``--steps``.
+    """A parsed list of steps.
 
     Attributes:
         ranges: Ascending steps, each item of the text on its own.
@@ -76,13 +78,13 @@ def parse_steps(text: str) -> StepSelection:
     everything = False
     for item in (part.strip() for part in text.split(",")):
         if not item:
-            raise UsageError(f"--steps {text!r} has an empty item", hint=_HINT)
+            raise UsageError(f"{parameter('steps')} {text!r} has an empty item", hint=_HINT)
         if item == "all":
             everything = True
         elif item.startswith("@"):
             if item not in MARKERS:
                 raise UsageError(
-                    f"--steps: there is no marker {item!r}",
+                    f"{parameter('steps')}: there is no marker {item!r}",
                     hint=suggest(item, MARKERS) or f"The markers are {', '.join(MARKERS)}.",
                 )
             markers.add(item)
@@ -93,8 +95,23 @@ def parse_steps(text: str) -> StepSelection:
     return StepSelection(tuple(ranges), everything, frozenset(markers))
 
 
+def these_steps(steps: Iterable[int]) -> StepSelection:
+    """Steps as numbers, in any order.
+
+    Raises:
+        UsageError: If there is none, or one is not a number of updates.
+    """
+    chosen = sorted(set(steps))
+    if not chosen:
+        raise UsageError(f"{parameter('steps')} is empty", hint=_HINT)
+    for step in (chosen[0], chosen[-1]):
+        if not isinstance(step, int) or not 0 <= step <= MOST_STEPS:
+            raise UsageError(f"{parameter('steps')}: {_shown(str(step))} is not a number of updates", hint=_HINT)
+    return StepSelection((chosen,))
+
+
 def salient_steps(last_step: int, marked: Iterable[int]) -> StepSelection:
-    """What is shown where nobody chose: 1, 2, 5, 10, 20, 50, ... the landmarks, and the last step.
+    """The default rows: 1, 2, 5, 10, 20, 50, ... the landmarks, and the last step.
 
     Landmarks behind the last step are left out.
     """
@@ -136,11 +153,11 @@ def _log_steps(item: str) -> Sequence[int]:
         raise _error(item, "is not log:first:last:count")
     first, last, count = (_whole(part, item) for part in parts)
     if first < 1:
-        raise _error(item, "starts below 1, where a logarithmic axis has no place")
+        raise _error(item, "starts below 1, which a logarithmic axis does not have")
     if last < first:
         raise _error(item, f"is an empty range: it ends before it begins ({last} < {first})")
     if not 2 <= count <= _MOST_LOG_STEPS:
-        raise _error(item, f"asks for {count} steps; 2 to {_MOST_LOG_STEPS:,} can be had")
+        raise _error(item, f"asks for {count} steps, not for 2 to {_MOST_LOG_STEPS:,}")
     ratio = math.log(last / first)
     inner = {round(first * math.exp(ratio * index / (count - 1))) for index in range(1, count - 1)}
     return sorted({first, last, *(min(max(step, first), last) for step in inner)})
@@ -149,14 +166,18 @@ def _log_steps(item: str) -> Sequence[int]:
 def _whole(part: str, item: str) -> int:
     part = part.strip()
     if part.startswith("-") and part[1:].isdecimal():
-        raise _error(item, f"has the negative step {part}; steps are counted from 0")
+        raise _error(item, f"has the negative step {part[:40]}; steps are counted from 0")
     plain = part.replace("_", "")
     if not (plain.isascii() and plain.isdecimal()):
-        raise _error(item, f"has {part!r} where a whole number belongs")
+        raise _error(item, f"has {_shown(part)} instead of a whole number")
     if len(plain) > 15:
         raise _error(item, "has a step beyond 10^15, which float64 does not count to")
     return int(plain)
 
 
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
 def _error(item: str, complaint: str) -> UsageError:
-    return UsageError(f"--steps: {item!r} {complaint}", hint=_HINT)
+    return UsageError(f"{parameter('steps')}: {_shown(item)} {complaint}", hint=_HINT)

@@ -1,4 +1,4 @@
-"""Rows of learning rates as text, in every format, a few thousand at a time: a table may be longer than memory."""
+"""Rows of learning rates, as numbers and as text in every format, a few at a time: a table may exceed the memory."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, TypeVar
 
-from ckpttool.schedules.family import Dtype, ScheduleSpec, Semantics
+from ckpttool.schedules.family import Dtype, Semantics
 from ckpttool.schedules.rates import Schedule
+from ckpttool.schedules.request import Curve
 
-__all__ = ["FORMATS", "Curve", "Format", "Rows", "render"]
+__all__ = ["FORMATS", "SUFFIXES", "Format", "Rows", "render"]
 
 Format = Literal["table", "csv", "tsv", "json", "jsonl", "markdown"]
 FORMATS: tuple[Format, ...] = ("table", "csv", "tsv", "json", "jsonl", "markdown")
 
+SUFFIXES: Mapping[str, Format] = MappingProxyType(
+    {".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "jsonl", ".md": "markdown", ".txt": "table"}
+)
+"""Suffix of a file -> its format."""
+
+Cell = TypeVar("Cell")
+
 _CHUNK = 512  # rows that are made at once; their text stays in the processor's cache, measured best
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A schedule of the table, with its letter and what sets it apart (empty if it is the only one)."""
-
-    spec: ScheduleSpec
-    letter: str = ""
-    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,18 @@ class Rows:
         """Names for people: ``step``, ``applied``, ``logged``, or ``A applied`` and so on."""
         return ["step", *(f"{c.letter} {s}".strip() for c in self.curves for s in self.semantics)]
 
+    def numbers(self) -> Iterator[tuple[int, list[float | None]]]:
+        """Each step with its rates in the order of `columns`; None where there is none: no update has the number 0."""
+        for steps, columns in self._columns(_itself, None):
+            for index, step in enumerate(steps):
+                yield step, [column[index] for column in columns]
+
     def chunks(self, text: Callable[[float], str]) -> Iterator[Iterator[tuple[str, ...]]]:
-        """Rows of cells, the step first. A cell is empty where there is no rate: no update has the number 0."""
+        """Rows of cells, the step first. A cell is empty where there is no rate."""
+        for steps, columns in self._columns(text, ""):
+            yield zip(map(str, steps), *columns)  # noqa: B905 (strict costs a third of the row)
+
+    def _columns(self, convert: Callable[[float], Cell], empty: Cell) -> Iterator[tuple[list[int], list[list[Cell]]]]:
         schedules = {
             (index, semantics): curve.spec.build(self.dtype, semantics)
             for index, curve in enumerate(self.curves)
@@ -76,24 +86,30 @@ class Rows:
             columns = [
                 column
                 for index in range(len(self.curves))
-                for column in self._cells([schedules[index, each] for each in self.semantics], steps, text)
+                for column in self._cells([schedules[index, each] for each in self.semantics], steps, convert, empty)
             ]
-            yield zip(map(str, steps), *columns)  # noqa: B905 (strict costs a third of the row)
+            yield steps, columns
 
-    def _cells(self, schedules: list[Schedule], steps: list[int], text: Callable[[float], str]) -> list[list[str]]:
+    def _cells(
+        self, schedules: list[Schedule], steps: list[int], convert: Callable[[float], Cell], empty: Cell
+    ) -> list[list[Cell]]:
         if self.dtype == "float64" and len(schedules) == 2 and steps[-1] - steps[0] == len(steps) - 1:
             # What step k logs is what update k + 1 applies: in a run of steps each rate is computed and printed once.
-            cells = list(map(text, map(schedules[0], range(max(steps[0] - 1, 0), steps[-1] + 1))))
-            cells = ["", *cells] if steps[0] == 0 else cells
+            cells = list(map(convert, map(schedules[0], range(max(steps[0] - 1, 0), steps[-1] + 1))))
+            cells = [empty, *cells] if steps[0] == 0 else cells
             by_name = {"applied": cells[:-1], "logged": cells[1:]}
             return [by_name[semantics] for semantics in self.semantics]
         columns = []
         for semantics, schedule in zip(self.semantics, schedules, strict=True):
             if semantics == "logged":
-                columns.append(list(map(text, map(schedule, steps))))
+                columns.append(list(map(convert, map(schedule, steps))))
             else:
-                columns.append([text(schedule(step - 1)) if step else "" for step in steps])
+                columns.append([convert(schedule(step - 1)) if step else empty for step in steps])
         return columns
+
+
+def _itself(rate: float) -> float | None:
+    return rate
 
 
 def render(rows: Rows, format_: Format, *, header: bool = True, width: int | None = None) -> Iterator[str]:

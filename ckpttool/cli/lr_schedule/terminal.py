@@ -1,4 +1,4 @@
-"""A picture of learning rates in the terminal: braille dots (plotille), or ASCII where braille cannot be shown."""
+"""A picture of learning rates in the terminal: braille dots, or ASCII where braille cannot be shown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ckpttool.schedules.picture import Line, Picture
 
 __all__ = ["canvas_columns", "draw", "draws_braille", "has_colour", "terminal_width"]
 
-_COLOURS = ("cyan", "yellow", "magenta", "green", "red", "blue")
+_COLOURS = (36, 33, 35, 32, 31, 34)  # cyan, yellow, magenta, green, red, blue
 _GUTTER = 10  # columns left of the plot: the longest label, a space and the axis
 _SIGNS = "⣿│└─┤┬"
 
@@ -142,17 +142,27 @@ def _bars(line: Line, scale: _Vertical) -> list[tuple[int, int] | None]:
     return bars
 
 
-def _braille(picture: Picture, width: int, height: int, scale: _Vertical, *, colour: bool) -> list[str]:
-    from plotille import Canvas
+_BRAILLE = 0x2800
+_DOTS = ((0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08))
+"""The bits of a braille sign's dots: left and right column, from the bottom."""
 
-    canvas = Canvas(width, height, xmin=0, ymin=0, xmax=width * 2, ymax=height * 4)
+
+def _braille(picture: Picture, width: int, height: int, scale: _Vertical, *, colour: bool) -> list[str]:
+    """Signs of 2 x 4 dots. Where curves share a sign, it has the colour of the last."""
+    signs = [[_BRAILLE] * width for _row in range(height)]
+    colours = [[0] * width for _row in range(height)]
     for index, line in enumerate(picture.lines):
-        shade = _COLOURS[index % len(_COLOURS)] if colour else None
+        shade = _COLOURS[index % len(_COLOURS)]
         for column, bar in enumerate(_bars(line, scale)):
-            if bar:
-                for dot in range(bar[0], bar[1] + 1):
-                    canvas.point(column, dot, color=shade)
-    return str(canvas.plot(linesep="\n")).split("\n")
+            for dot in range(bar[0], bar[1] + 1) if bar else ():
+                row = height - 1 - dot // 4
+                signs[row][column // 2] |= _DOTS[column % 2][dot % 4]
+                colours[row][column // 2] = shade
+    rows = []
+    for codes, shades in zip(signs, colours, strict=True):
+        cells = zip(map(chr, codes), shades, strict=True)
+        rows.append("".join(f"\x1b[{shade}m{sign}\x1b[0m" if colour and shade else sign for sign, shade in cells))
+    return rows
 
 
 def _ascii(picture: Picture, width: int, height: int, scale: _Vertical) -> list[str]:

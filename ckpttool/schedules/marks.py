@@ -2,16 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from ckpttool.cli._lr_request import title
-from ckpttool.cli._lr_rows import Curve
+from ckpttool.errors import UsageError
 from ckpttool.schedules.family import Semantics
 from ckpttool.schedules.landmarks import Landmark, landmarks
+from ckpttool.schedules.request import Curve, Request, title
+from ckpttool.schedules.steps import MARKERS, StepSelection, parse_steps, salient_steps, these_steps
+from ckpttool.text import parameter
 
-__all__ = ["caption", "marked_rows"]
+__all__ = ["ChosenRows", "caption", "choose_rows", "marked_rows"]
 
 _MARKERS = {"start": "@start", "peak": "@peak", "leaves floor": "@floor", "back to floor": "@floor"}
+
+
+@dataclass(frozen=True)
+class ChosenRows:
+    """The rows of a table.
+
+    Attributes:
+        selection: The steps that were asked for, or the salient ones.
+        marked: The rows of the landmarks that are asked for.
+        notes: Row -> what happens there.
+        by_default: Nobody asked for these rows.
+    """
+
+    selection: StepSelection
+    marked: tuple[int, ...]
+    notes: Mapping[int, str]
+    by_default: bool = False
+
+
+def choose_rows(request: Request, semantics: Sequence[Semantics], steps: str | Iterable[int] | None) -> ChosenRows:
+    """The rows of these steps, or that a text asks for (`parse_steps`); None: 1, 2, 5, 10, ... and the landmarks.
+
+    Raises:
+        UsageError: If the text makes no sense, or asks for what the schedules do not have.
+    """
+    if steps is None:
+        notes = marked_rows(request.curves, semantics, MARKERS, undelayed=False)
+        return ChosenRows(salient_steps(request.last_step, notes), (), notes, by_default=True)
+    selection = parse_steps(steps) if isinstance(steps, str) else these_steps(steps)
+    name, floor = parameter("steps"), parameter("minimum_learning_rate")
+    why = {
+        "@floor": ("the schedule never meets its floor", f"Give {floor}, or leave @floor out."),
+        "@peak": ("the floor hides it", "Leave @peak out."),
+    }
+    for marker, (reason, hint) in why.items():
+        if marker in selection.markers and not marked_rows(request.curves, semantics, [marker]):
+            raise UsageError(f"{name}: {marker!r} marks no row: {reason}", hint=hint)
+    notes = marked_rows(request.curves, semantics, selection.markers)
+    # An undelayed schedule starts before there is a row for it: "Step = 0" is never logged.
+    marked = tuple(step for step in notes if step > 0 or semantics == ("logged",))
+    if semantics == ("applied",) and selection.first(marked) == 0:
+        raise UsageError(
+            f"{name}: there is no update 0: updates are counted from 1",
+            hint=f"Begin at 1, or set {parameter('semantics', 'logged')}, which begins at 0.",
+        )
+    return ChosenRows(selection, marked, notes)
 
 
 def marked_rows(
