@@ -17,7 +17,7 @@ from ckpttool.engine.chunk_reader import read_chunk
 from ckpttool.engine.nonfinite import count_nonfinite, has_nonfinite, settle_infinities
 from ckpttool.engine.output import StagedOutput
 from ckpttool.engine.tasks import Chunk, Comparison, Copying, SumRecipe, Task, TensorTask, not_tied
-from ckpttool.errors import MismatchError, NonFiniteError
+from ckpttool.errors import NonFiniteError
 from ckpttool.planning.plan import Plan
 from ckpttool.reading import dtypes
 from ckpttool.reading.scratch import Scratch
@@ -230,12 +230,7 @@ class Work:
             _verify(tensor.views[how.views[number]], scratch)
         members = self._plans[index].members
         newest, other = (members[planned.terms[number].member].checkpoint.path for number in (how.newest, term))
-        raise MismatchError(
-            f"{tensor.label} ({planned.output.dtype}) is not the same in {other} and {newest}",
-            path=other,
-            tensor=tensor.label,
-            hint="Such tensors are not averaged. Take the newest one's with --integers newest.",
-        )
+        raise planned.equality.violated(planned.id, planned.output.dtype, newest, other)
 
     def _write_chunk(self, index: int, chunk: Chunk, result: Bytes) -> None:
         """Write each range at its place; neighbours that are neighbours there, too, in one go."""

@@ -8,7 +8,7 @@ from ckpttool.planning.matching import Matched
 from ckpttool.tensors import Artifact, Checkpoint
 from ckpttool.text import first_names, tensor_label
 
-__all__ = ["notes_of", "warnings_of"]
+__all__ = ["notes_of"]
 
 
 def notes_of(
@@ -74,21 +74,6 @@ def notes_of(
             "re-estimate them on data if accuracy depends on it"
         )
     return tuple(notes)
-
-
-def warnings_of(matched: Matched) -> tuple[str, ...]:
-    """What makes the average itself doubtful."""
-    newest = matched.found[-1]
-    eights = [
-        name
-        for name in matched.names
-        if newest[name].dtype.name.startswith("float8") and newest[name].dtype.is_averaged
-    ]
-    scaled = any(name[1].endswith(("_scale", "_scale_inv", ".scale")) for name in matched.names)
-    if eights and scaled:
-        found = f"{_count(eights, 'float8 tensor')} with scales of their own, as {tensor_label(eights[0])}"
-        return (f"{found}: a mean of scaled numbers is right only if all members have the same scales",)
-    return ()
 
 
 def _count(things: Sequence[object], noun: str) -> str:

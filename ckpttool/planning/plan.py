@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ckpttool.tensors import Artifact, Checkpoint, OutputFile, OutputTensor, Skipped, TensorId, TensorSpec
-from ckpttool.text import ending
+from ckpttool.errors import MismatchError
+from ckpttool.tensors import Artifact, Checkpoint, DType, OutputFile, OutputTensor, Skipped, TensorId, TensorSpec
+from ckpttool.text import ending, parameter, tensor_label
 
-__all__ = ["Action", "Member", "Plan", "PlannedTensor", "Term"]
+__all__ = ["Action", "Equality", "Member", "Plan", "PlannedTensor", "Term"]
 
 Action = Literal["average", "newest", "equal"]
 """What becomes of a tensor.
@@ -41,6 +42,24 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True)
+class Equality:
+    """Why a tensor must be the same in all members: what it is, as a phrase, and what to do where it is not."""
+
+    what: str
+    hint: str
+
+    def violated(self, tensor: TensorId, dtype: DType, newest: Path, other: Path) -> MismatchError:
+        """The error for a tensor that two members have different values of."""
+        label = tensor_label(tensor)
+        return MismatchError(
+            f"{label} ({dtype}, {self.what}) is not the same in {other} and {newest}",
+            path=other,
+            tensor=label,
+            hint=self.hint,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedTensor:
     """A tensor of the output: out = (Σ weight · term) / divisor in float64, rounded once to `output.dtype`.
 
@@ -51,6 +70,7 @@ class PlannedTensor:
         terms: In canonical order (by step, then by name), which fixes the order of summation. Terms of weight 0 are
             left out for action "average", so that they are never read.
         newest: Index into `terms` of the newest member's.
+        equality: Of action "equal": why.
         must_equal: Pairs of tensors of one member that must hold the same values (byte for byte): the output ties two
             names, and in this member they are two tensors. Before each pair, the name of its second.
     """
@@ -60,6 +80,9 @@ class PlannedTensor:
     output: OutputTensor
     terms: tuple[Term, ...]
     newest: int = 0
+    equality: Equality = Equality(
+        "which is not averaged", f"{parameter('integers', 'newest')} takes the newest member's values."
+    )
     must_equal: tuple[tuple[str, TensorSpec, TensorSpec], ...] = ()
 
 

@@ -12,8 +12,9 @@ from ckpttool.errors import UsageError
 from ckpttool.formats import writes_shards, written_format
 from ckpttool.planning.destination import Place, find_place
 from ckpttool.planning.matching import Matched, match, ties
-from ckpttool.planning.notes import notes_of, warnings_of
-from ckpttool.planning.plan import Action, Member, Plan, PlannedTensor, Term
+from ckpttool.planning.notes import notes_of
+from ckpttool.planning.plan import Action, Equality, Member, Plan, PlannedTensor, Term
+from ckpttool.planning.quantized import check_complete, compare_scales
 from ckpttool.planning.request import Operation, OutputDType, OutputForm, Policy, Selected
 from ckpttool.tensors import DTYPES, Artifact, OutputTensor, TensorId, TensorSpec
 from ckpttool.text import parameter, tensor_label
@@ -71,19 +72,23 @@ def make_plan(
     tied = _kept_ties(matched)
     matched = replace(matched, alone=matched.alone | {("", name) for name in form.from_newest})
     weights = [1.0] * len(members) if coefficients is None else [member.coefficient for member in members]
+    packed = check_complete(matched, checkpoints, weights)
+    like = form.like or {}
     tensors = tuple(
         _plan_tensor(
             name,
             matched,
             weights,
             tied,
-            (form.like or {}).get(name[1]) if not name[0] else None,
-            policy,
+            like.get(name[1]) if not name[0] else None,
+            replace(policy, dtype="same") if name in packed.kept else policy,
+            packed.equal.get(name),
             keeps_order=place.template is not None,
         )
         for name in matched.names
         if name not in tied
     )
+    compare_scales(tensors, members, packed)
     plan = assemble(
         place,
         members,
@@ -102,7 +107,7 @@ def make_plan(
         unit=selected.unit,
         skipped=tuple(selected.skipped),
         notes=(*selected.notes, *matched.notes, *told),
-        warnings=(*selected.warnings, *warnings_of(matched)),
+        warnings=(*selected.warnings, *(packed.warnings if sum(weight != 0 for weight in weights) > 1 else ())),
     )
 
 
@@ -183,11 +188,12 @@ def _plan_tensor(
     tied: Mapping[TensorId, TensorId],
     like: TensorSpec | None,
     policy: Policy,
+    equality: Equality | None,
     *,
     keeps_order: bool,
 ) -> PlannedTensor:
     spec = matched.found[-1][name]
-    averaged = spec.dtype.is_averaged and name not in matched.alone
+    averaged = spec.dtype.is_averaged and name not in matched.alone and equality is None
     if name in matched.alone:
         last = Term(len(weights) - 1, 1.0, spec)
         return PlannedTensor(name, "newest", output_tensor(spec, policy.dtype, keeps_order=keeps_order), (last,))
@@ -195,7 +201,7 @@ def _plan_tensor(
     terms = tuple(
         Term(index, weight, tensors[name])
         for index, (tensors, weight) in enumerate(zip(matched.found, weights, strict=True))
-        if weight != 0 or not averaged
+        if weight != 0 or not (averaged or equality)
     )
     aliases = [alias for alias, original in tied.items() if original == name]
     must_equal = tuple(
@@ -204,8 +210,10 @@ def _plan_tensor(
         for alias in aliases
         if tensors[alias] != tensors[name]
     )
+    if equality is not None:
+        return PlannedTensor(name, "equal", output, terms, len(terms) - 1, equality, must_equal)
     action: Action = "average" if averaged else "equal" if policy.integers == "error" else "newest"
-    return PlannedTensor(name, action, output, terms, len(terms) - 1, must_equal)
+    return PlannedTensor(name, action, output, terms, len(terms) - 1, must_equal=must_equal)
 
 
 def output_tensor(like: TensorSpec, dtype: OutputDType, *, keeps_order: bool = True) -> OutputTensor:
