@@ -48,7 +48,7 @@ class ListedAverage:
     judged: Judged
 
     def __repr__(self) -> str:
-        found = ", ".join(finding.kind for finding in self.diagnosis.findings)
+        found = ", ".join(verdict.kind for verdict in self.judged.verdicts)
         return f"<ListedAverage {ending(self.path, 60)}: {ending(describe_average(self.average))}, {found}>"
 
 
