@@ -34,9 +34,9 @@ def _rows(one: ListedAverage) -> list[list[str]]:
         ["because", one.average.why],
         ["covers", covered(one.average)],
     ]
-    if one.judged.distance is not None:
-        rows.append(["distance", f"{one.judged.distance:.3g} of the trained weights' size"])
-    rows.extend(["verdict", verdict.text] for verdict in one.judged.verdicts)
+    if one.diagnosis.distance is not None:
+        rows.append(["distance", f"{one.diagnosis.distance:.3g} of the trained weights' size"])
+    rows.extend(["finding", finding.text] for finding in one.diagnosis.findings)
     return rows
 
 
@@ -44,9 +44,9 @@ def _document(one: ListedAverage) -> dict[str, Any]:
     return {
         "path": str(one.path),
         **average_document(one.average),
-        "distance": one.judged.distance,
+        "distance": one.diagnosis.distance,
         "verdicts": [
-            {"kind": verdict.kind, "text": verdict.text, "tensors": list(verdict.tensors)}
-            for verdict in one.judged.verdicts
+            {"kind": finding.kind, "text": finding.text, "tensors": list(finding.tensors)}
+            for finding in one.diagnosis.findings
         ],
     }

@@ -1,8 +1,8 @@
-"""Moving averages kept as a list without names: which tensor of the list belongs to which weight.
+"""Moving averages that are stored as a list without names: which tensor of the list belongs to which weight.
 
 Three ways, the surest first. (1) The list is as long as the model has parameters, and the shapes agree one by one: the
 list is in the model's order. (2) There is exactly one way to leave out weights (frozen ones) so that they do. (3) By
-value: an average lies near its own weight. For each tensor of the list, the distances |e-w|/(|e|+|w|) to all weights of
+value: an average is near its own weight. For each tensor of the list, the distances |e-w|/(|e|+|w|) to all weights of
 its shape are compared; the margin is how many times further the second nearest is. What stays ambiguous is refused.
 """
 
@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ckpttool.errors import MismatchError
 from ckpttool.planning.matching import ties
 from ckpttool.tensors import TensorSpec
-from ckpttool.text import first_names
+from ckpttool.text import first_names, parameter
 
 __all__ = ["MIN_MARGIN", "Alignment", "align", "parameters"]
 
@@ -35,23 +35,19 @@ Values = Callable[[TensorSpec], Any]
 
 @dataclass(frozen=True)
 class Alignment:
-    """A list put beside names.
+    """Which tensor of a list belongs to which weight.
 
     Attributes:
         indices: Weight name to index in the list, in the order of the weights.
-        how: "order" or "value".
-        margin: For "value": the smallest margin of all; infinity where no shape occurs twice.
-        why: One sentence.
+        why: How it was found, as a phrase.
     """
 
     indices: Mapping[str, int]
-    how: Literal["order", "value"]
-    margin: float | None
     why: str
 
 
 def parameters(weights: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
-    """What ``model.parameters()`` would yield, as far as a state dict tells: no known buffers, tied tensors once."""
+    """The tensors of ``model.parameters()``, as far as a state dict tells: no known buffers, tied tensors once."""
     tied = ties({("", name): spec for name, spec in weights.items()})
     return {
         name: spec
@@ -78,7 +74,7 @@ def align(
         weights: The trained weights.
         ordered: Whether list and weights both are in the model's order (safetensors sorts its names, and optimizers
             group their parameters).
-        where: The list's place, for messages.
+        where: Where the list is, for messages.
         values: How values are read; only called where the order does not answer.
 
     Raises:
@@ -90,14 +86,14 @@ def align(
         raise MismatchError(
             f"{where}: the list has {len(average)} tensors, and the model {len(candidates)} parameters",
             path=where,
-            hint="Is it the average of this model? --names-from takes the names from another checkpoint.",
+            hint=f"Is it this model's average? {parameter('names_from')} takes the names from another checkpoint.",
         )
     if ordered:
         by_order = _in_order(shapes, candidates)
         if by_order is not None:
             left = len(candidates) - len(by_order)
-            frozen = f"; {left} parameters are not in it, and there is one way only to leave them out" if left else ""
-            return Alignment(by_order, "order", None, f"by the order of the parameters: the shapes agree{frozen}")
+            frozen = f"; {left} parameters are not in it, and there is only one way to leave them out" if left else ""
+            return Alignment(by_order, f"by the order of the parameters: the shapes agree{frozen}")
     _check_shapes(shapes, candidates, where)
     return _by_value(average, candidates, where, values or _read)
 
@@ -109,7 +105,7 @@ def _in_order(shapes: Sequence[tuple[int, ...]], candidates: Mapping[str, Tensor
     if earliest is None:
         return None
     latest = _subsequence(shapes[::-1], [candidates[name].shape for name in reversed(names)])
-    # Every embedding lies between the earliest and the latest: where they agree, it is the only one.
+    # Every embedding is between the earliest and the latest: where they agree, it is the only one.
     if latest is None or [len(names) - 1 - place for place in reversed(latest)] != earliest:
         return None
     return {names[place]: index for index, place in enumerate(earliest)}
@@ -134,7 +130,7 @@ def _check_shapes(shapes: Sequence[tuple[int, ...]], candidates: Mapping[str, Te
                 f"{where}: the model has no parameter left for tensor {index} of the list, of shape {list(shape)}",
                 path=where,
                 tensor=str(index),
-                hint="Is it the average of this model? --names-from takes the names from another checkpoint.",
+                hint=f"Is it this model's average? {parameter('names_from')} takes the names from another checkpoint.",
             )
 
 
@@ -159,11 +155,11 @@ def _by_value(
         if worst < MIN_MARGIN:
             raise MismatchError(
                 f"{where}: {len(names)} weights have shape {list(shape)}, and values do not tell which tensor of the "
-                f"list is whose (the second nearest is only {worst:.2f} times as far): {first_names(names)}",
+                f"list belongs to which (the second nearest is only {worst:.2f} times as far): {first_names(names)}",
                 path=where,
                 tensor=names[0],
                 hint="The order of the list is not known; a torch checkpoint of the model keeps it, safetensors does "
-                "not. --names-from takes the names from such a file.",
+                f"not. {parameter('names_from')} takes the names from such a file.",
             )
         margin = min(margin, worst)
         for index, place in zip(indices, matched, strict=True):
@@ -172,7 +168,7 @@ def _by_value(
     said = "by shape, as every shape occurs once"
     if margin != float("inf"):
         said = f"by shape and value: each has a weight at least {margin:.1f} times nearer than the second nearest"
-    return Alignment(indices_by_name, "value", margin, said)
+    return Alignment(indices_by_name, said)
 
 
 def _assign(average: Sequence[Any], weights: Sequence[Any]) -> tuple[list[int], float]:

@@ -1,4 +1,4 @@
-"""What the numbers of a stored average say about it. Values are read in pieces, so that memory stays small."""
+"""Diagnosis of a stored average by its values, which are read in parts, so that memory stays small."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from ckpttool.reading.values import read_values
 from ckpttool.tensors import TensorSpec
 from ckpttool.text import first_names
 
-__all__ = ["Judged", "Verdict", "judge"]
+__all__ = ["Diagnosis", "Finding", "diagnose"]
 
-PIECE = 1 << 17
+ELEMENTS_AT_ONCE = 1 << 17
 """Elements that are read at once: what stays in a core's cache."""
 
-VerdictKind = Literal["non-finite", "equal", "frozen", "partial", "in place"]
+FindingKind = Literal["non-finite", "equal", "frozen", "partial", "in place"]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """One finding: what kind, a sentence, and the tensors concerned."""
+class Finding:
+    """One finding: its kind, a sentence, and the tensors concerned."""
 
-    kind: VerdictKind
+    kind: FindingKind
     text: str
     tensors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """What the numbers say.
+class Diagnosis:
+    """What the values of a stored average show.
 
     Attributes:
-        verdicts: The findings, the gravest first.
+        findings: The findings, the most serious first.
         distance: |average - weights| / |weights| over all that is averaged; None without trained weights.
     """
 
-    verdicts: tuple[Verdict, ...]
+    findings: tuple[Finding, ...]
     distance: float | None
 
 
-def judge(found: StoredAverage, earlier: StoredAverage | None = None) -> Judged:
+def diagnose(found: StoredAverage, earlier: StoredAverage | None = None) -> Diagnosis:
     """Read the average and the trained weights, and compare.
 
     Args:
         found: The average.
-        earlier: The same run's average at another step, which tells whether it moves at all.
+        earlier: The same run's average at another step, by which a frozen one is found.
 
     Raises:
         UnreadableError: A file cannot be read.
     """
-    verdicts: list[Verdict] = []
+    findings: list[Finding] = []
     infinite: list[str] = []
     unlike = False
     square = size = 0.0
@@ -60,14 +60,14 @@ def judge(found: StoredAverage, earlier: StoredAverage | None = None) -> Judged:
     for name, spec in found.averaged.items():
         trained = found.trained.get(name)
         bad = False
-        for piece, other in _pieces(spec, trained):
-            values = _wide(piece)
+        for part, other in _parts(spec, trained):
+            values = _wide(part)
             bad = bad or not _finite(values)
             if other is not None:
                 raw = _wide(other)
                 compared = True
-                # An average in float32 beside weights in bfloat16 is equal if it rounds to them.
-                unlike = unlike or not bool((piece.astype(other.dtype, copy=False) == other).all())
+                # An average in float32 of weights in bfloat16 is equal if it rounds to them.
+                unlike = unlike or not bool((part.astype(other.dtype, copy=False) == other).all())
                 size += _square(raw)
                 raw -= values
                 square += _square(raw)
@@ -75,24 +75,24 @@ def judge(found: StoredAverage, earlier: StoredAverage | None = None) -> Judged:
             infinite.append(name)
     if infinite:
         text = f"NaN or infinity in {len(infinite):,} tensors of the average: {first_names(infinite)}"
-        verdicts.append(Verdict("non-finite", text, tuple(infinite)))
+        findings.append(Finding("non-finite", text, tuple(infinite)))
     if compared and not unlike:
-        text = "the average is equal to the trained weights: it was never updated, or just switched over"
-        verdicts.append(Verdict("equal", text))
+        text = "the average is equal to the trained weights: it was never updated, or was copied over them"
+        findings.append(Finding("equal", text))
     if earlier is not None and not infinite:
-        verdicts.extend(_frozen(found, earlier))
+        findings.extend(_frozen(found, earlier))
     if found.uncovered:
         text = f"the average covers {len(found.averaged):,} tensors and not {len(found.uncovered):,}: " + first_names(
             found.uncovered
         )
-        verdicts.append(Verdict("partial", text, found.uncovered))
+        findings.append(Finding("partial", text, found.uncovered))
     if found.in_place:
-        verdicts.append(Verdict("in place", "the average is in the weights' place already: nothing has to be applied"))
+        findings.append(Finding("in place", "the average is stored in the weights' place: nothing has to be applied"))
     finite = compared and not infinite and math.isfinite(square) and size > 0
-    return Judged(tuple(verdicts), math.sqrt(square / size) if finite else None)
+    return Diagnosis(tuple(findings), math.sqrt(square / size) if finite else None)
 
 
-def _frozen(found: StoredAverage, earlier: StoredAverage) -> Iterator[Verdict]:
+def _frozen(found: StoredAverage, earlier: StoredAverage) -> Iterator[Finding]:
     shared = [name for name in found.averaged if name in earlier.averaged]
     if not shared or any(not _equal(found.averaged[name], earlier.averaged[name]) for name in shared):
         return
@@ -102,22 +102,22 @@ def _frozen(found: StoredAverage, earlier: StoredAverage) -> Iterator[Verdict]:
         but = ", while the weights moved" if moved else ""
         text = (
             f"the average is frozen: it is the same in {earlier.source.path.name} and {found.source.path.name}{but}. "
-            "A shadow in half precision does not move at a decay near 1"
+            "An average in half precision does not move at a decay near 1"
         )
-        yield Verdict("frozen", text)
+        yield Finding("frozen", text)
 
 
 def _equal(one: TensorSpec, other: TensorSpec) -> bool:
-    return one.shape == other.shape and all(bool((a == b).all()) for a, b in _pieces(one, other))
+    return one.shape == other.shape and all(bool((a == b).all()) for a, b in _parts(one, other))
 
 
-def _pieces(spec: TensorSpec, other: TensorSpec | None) -> Iterator[tuple[Any, Any]]:
-    """Flat pieces of a tensor, and the same ones of another; whole tensors where one is not a single run."""
+def _parts(spec: TensorSpec, other: TensorSpec | None) -> Iterator[tuple[Any, Any]]:
+    """Flat parts of a tensor, and the same ones of another; whole tensors where one is not one extent."""
     if any(each is not None and (each.strides is not None or each.pieces) for each in (spec, other)):
         yield read_values(spec).reshape(-1), None if other is None else read_values(other).reshape(-1)
         return
-    for start in range(0, spec.numel, PIECE):
-        count = min(PIECE, spec.numel - start)
+    for start in range(0, spec.numel, ELEMENTS_AT_ONCE):
+        count = min(ELEMENTS_AT_ONCE, spec.numel - start)
         yield _part(spec, start, count), None if other is None else _part(other, start, count)
 
 

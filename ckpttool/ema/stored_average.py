@@ -1,18 +1,18 @@
-"""Moving averages that a checkpoint holds: which tensors they are, and which weights they stand for.
+"""A moving average that was found in a checkpoint: which tensor is the average of which weight.
 
-Frameworks keep them in many places (`ckpttool.ema.locating` is the table), and some have put them where the weights
-are expected already. What comes out is always the same: for each weight, the tensor that the average has for it; what
-it does not cover; and what goes when the average takes the weights' place. No weight is read here.
+Whatever the layout, the result is the same record: for each weight, the tensor that the average has for it; what the
+average does not cover; and what is left out when the average takes the weights' place. No weight is read here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from ckpttool.ema.name_maps import NameMap, describe_unmatched
-from ckpttool.ema.trees import KeyPath
 from ckpttool.errors import MismatchError
+from ckpttool.formats.average_keys import MOVING_AVERAGE, AverageKind
+from ckpttool.formats.section_names import KeyPath
 from ckpttool.planning.matching import ties
 from ckpttool.tensors import Checkpoint, TensorSpec
 from ckpttool.text import ending, first_names
@@ -24,22 +24,22 @@ _STATISTICS = ("running_mean", "running_var")
 
 @dataclass(frozen=True)
 class StoredAverage:
-    """A moving average that was found, put beside the weights.
+    """A moving average that was found, paired with the weights.
 
     Attributes:
         framework: Whose layout it is: "timm, open_clip".
-        where: The place in the file (a dotted key path, or a pattern of names), or the file's name.
-        why: One sentence: what it was recognised by.
+        where: Where it is in the file (a dotted key path, or a pattern of names), or the file's name.
+        why: A phrase: what it was recognised by.
         averaged: Weight name to the average's tensor, in the order of the weights.
         kept: Weights that the average does not cover, integers among them: name to the trained tensor.
-        trained: The trained weights under the same names; empty where the file does not have them any more.
+        trained: The trained weights under the same names; empty where the file does not hold them.
         order: Every name of the output, in output order.
         checkpoint: The checkpoint whose container is kept.
-        source: The checkpoint that the average is in; the same one, but for averages in files of their own.
-        drop: Key paths of the container that go when the average takes the weights' place.
-        in_place: The average already is where the weights are loaded from, so that nothing has to be applied.
+        source: The checkpoint that holds the average; another one for averages in files of their own.
+        drop: Key paths of the container that are left out when the average takes the weights' place.
+        in_place: The average is stored where the weights are loaded from, so that nothing has to be applied.
         renamed: The output's names are not those of the container, so that only a plain file can hold them.
-        kind: What it is: a moving average, a running mean, a teacher.
+        kind: What it is; see `ckpttool.formats.average_keys`.
         notes: Sentences that a user should read.
         warnings: Sentences that a user must read.
     """
@@ -56,9 +56,9 @@ class StoredAverage:
     drop: tuple[KeyPath, ...] = ()
     in_place: bool = False
     renamed: bool = False
-    kind: str = "moving average"
+    kind: AverageKind = MOVING_AVERAGE
     notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         said = f"the {self.kind} at {ending(self.where, 40)} ({ending(self.framework, 40)})"
@@ -72,7 +72,7 @@ class StoredAverage:
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """Batch-norm statistics of the trained weights, beside averaged parameters."""
+        """Batch-norm statistics of the trained weights, next to averaged parameters."""
         return tuple(name for name in self.uncovered if name.endswith(_STATISTICS))
 
     def weights(self) -> dict[str, TensorSpec]:
@@ -91,15 +91,15 @@ def pair_with_weights(
     why: str,
     source: Checkpoint | None = None,
     drop: Sequence[KeyPath] = (),
-    kind: str = "moving average",
+    kind: AverageKind = MOVING_AVERAGE,
     renamed: bool = False,
     notes: Sequence[str] = (),
     warnings: Sequence[str] = (),
 ) -> StoredAverage:
-    """Put an average in the place of trained weights.
+    """Pair an average with the trained weights.
 
     Integer and bool tensors stay the trained ones, and so does what the average does not have. A weight that is tied
-    to another (embeddings, mostly) is covered with it: keepers of averages store tied tensors once.
+    to another (embeddings, mostly) is covered with it: EMA implementations store tied tensors once.
 
     Args:
         checkpoint: The checkpoint whose container is kept.
@@ -147,13 +147,13 @@ def pair_with_weights(
             )
     averaged = {name: found[name] for name, spec in weights.items() if name in found and spec.dtype.is_averaged}
     kept = {name: spec for name, spec in weights.items() if name not in averaged}
-    told = list(notes)
+    all_notes = list(notes)
     if names.changed:
-        told.append(f"names of the average were matched with {names.changed}")
-    warned = list(warnings)
+        all_notes.append(f"names of the average were matched with {names.changed}")
+    all_warnings = list(warnings)
     if names.unmatched:
-        warned.append(describe_unmatched(names.unmatched))
-    return _told(
+        all_warnings.append(describe_unmatched(names.unmatched))
+    return _with_coverage_notes(
         StoredAverage(
             framework=framework,
             where=where,
@@ -167,14 +167,14 @@ def pair_with_weights(
             drop=tuple(drop),
             kind=kind,
             renamed=renamed,
-            notes=tuple(told),
-            warnings=tuple(warned),
+            notes=tuple(all_notes),
+            warnings=tuple(all_warnings),
         )
     )
 
 
-def _told(found: StoredAverage) -> StoredAverage:
-    """With the notes that follow from what is covered."""
+def _with_coverage_notes(found: StoredAverage) -> StoredAverage:
+    """Add the notes on what is covered and what is not."""
     notes = list(found.notes)
     others = [name for name in found.uncovered if name not in found.statistics]
     if others:
@@ -186,7 +186,7 @@ def _told(found: StoredAverage) -> StoredAverage:
         notes.append(f"{len(integers):,} {noun} trained values: {first_names(integers)}")
     if found.statistics:
         notes.append(
-            f"batch-norm statistics of the trained weights stand beside averaged parameters "
+            "batch-norm statistics of the trained weights are next to averaged parameters "
             f"({first_names(found.statistics)}); re-estimate them on data if accuracy depends on it"
         )
     return replace(found, notes=tuple(notes))
@@ -201,17 +201,17 @@ def already_in_place(
     why: str,
     trained: Mapping[str, TensorSpec] | None = None,
     drop: Sequence[KeyPath] = (),
-    kind: str = "moving average",
+    kind: AverageKind = MOVING_AVERAGE,
     renamed: bool = False,
     source: Checkpoint | None = None,
     notes: Sequence[str] = (),
     warnings: Sequence[str] = (),
 ) -> StoredAverage:
-    """An average that already is in the weights' place.
+    """An average that is stored in the weights' place.
 
     Args:
         checkpoint: The checkpoint.
-        average: What is loaded as the weights: the average.
+        average: The average, which is what is loaded as the weights.
         framework: See `StoredAverage`, like all that follow.
         where: See there.
         why: See there.

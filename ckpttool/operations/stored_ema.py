@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckpttool._version import __version__
-from ckpttool.ema.diagnosis import Judged, judge
+from ckpttool.ema.diagnosis import Diagnosis, diagnose
 from ckpttool.ema.files import find_stored_average, folder_average
 from ckpttool.ema.stored_average import StoredAverage
 from ckpttool.errors import UsageError
@@ -35,20 +35,20 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ListedAverage:
-    """An average that a checkpoint holds, and what its numbers say.
+    """An average that a checkpoint holds, and its diagnosis.
 
     Attributes:
         path: The checkpoint, as it was named.
         average: What was found.
-        judged: Equal to the weights, frozen, partial, NaN.
+        diagnosis: Equal to the weights, frozen, partial, NaN.
     """
 
     path: Path
     average: StoredAverage
-    judged: Judged
+    diagnosis: Diagnosis
 
     def __repr__(self) -> str:
-        found = ", ".join(verdict.kind for verdict in self.judged.verdicts)
+        found = ", ".join(finding.kind for finding in self.diagnosis.findings)
         return f"<ListedAverage {ending(self.path, 60)}: {ending(describe_average(self.average))}, {found}>"
 
 
@@ -124,7 +124,7 @@ def list_averages(
     listed: list[ListedAverage] = []
     for path in paths:
         found = find_stored_average(path, section=selection.section, slot=slot, names_from=names_from)
-        listed.append(ListedAverage(path, found, judge(found, listed[-1].average if listed else None)))
+        listed.append(ListedAverage(path, found, diagnose(found, listed[-1].average if listed else None)))
     return tuple(listed)
 
 
