@@ -737,13 +737,13 @@ def test_a_directory_that_holds_an_input_is_never_replaced(two, tmp_path):
     assert two[0].exists()
 
 
-def test_ten_thousand_small_tensors_are_ten_pieces_of_work(tmp_path):
+def test_ten_thousand_small_tensors_are_few_chunks_of_work(tmp_path):
     """Small tensors share a chunk, so that what each piece of work costs is not paid for each tensor."""
     rows = np.arange(10_000, dtype=np.float32).repeat(256).reshape(10_000, 256)
     save_numpy({f"t{index:05d}": row for index, row in enumerate(rows)}, tmp_path / "0.safetensors")
     plan = build_plan([tmp_path / "0.safetensors"] * 5, tmp_path / "o.safetensors")
     with contextlib.closing(Sources(None)) as sources:
-        assert len(Preparation([plan], sources).tasks(work.CHUNK_ELEMENTS)) == 10
+        assert len(Preparation([plan], sources).tasks(work.CHUNK_ELEMENTS)) <= 20
     execute(plan)
     assert safetensors_file.read(plan.output).weights.keys() == plan.members[0].checkpoint.weights.keys()
     assert plan.output.read_bytes()[-rows.nbytes :] == rows.tobytes()

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ckpttool.cli import group
 from ckpttool.engine import kernels
 from ckpttool.engine.kernels import compiled
 from ckpttool.engine.kernels.numpy_kernel import NumpyKernel
@@ -254,3 +256,12 @@ def test_without_a_working_compiler_the_build_says_so(tmp_path):
     assert done.returncode == 1
     assert "raise(SystemExit(1))" in done.stderr
     assert not library.exists()
+
+
+def test_the_command_line_says_which_kernel_is_active(monkeypatch):
+    monkeypatch.setenv(kernels.VARIABLE, "no")
+    for arguments in (["--version", "-v"], ["-v", "--version"]):
+        done = CliRunner().invoke(group, arguments)
+        assert done.exit_code == 0
+        assert "kernel: numpy" in done.output.splitlines()
+    assert "kernel" not in CliRunner().invoke(group, ["--version"]).output

@@ -32,11 +32,27 @@ input, 6 unreadable file, 7 could not write, 130 interrupted.
 """
 
 
+_VERBOSE = "ckpttool.verbose"
+
+
 def _version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if not value or context.resilient_parsing:
         return
     click.echo(f"ckpttool {__version__}")
+    if context.meta.get(_VERBOSE):
+        import platform
+
+        import numpy as np
+
+        from ckpttool.engine import kernels
+
+        click.echo(f"kernel: {kernels.active().name}")
+        click.echo(f"numpy {np.__version__}, Python {platform.python_version()}, {platform.machine()}")
     context.exit()
+
+
+def _verbose(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    context.meta[_VERBOSE] = value
 
 
 class _ReaderLeftError(Exception):
@@ -86,8 +102,16 @@ class _Group(click.Group):
     epilog=_EPILOG,
 )
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit."
+    "-v",
+    "--verbose",
+    is_flag=True,
+    is_eager=True,  # before --version, wherever it is given
+    expose_value=False,
+    allow_from_autoenv=False,
+    callback=_verbose,
+    help="With --version: what it computes with, too.",
 )
+@click.option("--version", is_flag=True, expose_value=False, callback=_version, help="Show the version and exit.")
 def group() -> None:
     """Average checkpoints, apply moving averages, and see learning-rate schedules.
 

@@ -94,6 +94,7 @@ def document(
             "seconds": round(result.seconds, 3),
             "bytes_read": result.bytes_read,
             "bytes_written": result.bytes_written,
+            "kernel": result.kernel,
             "differing": [tensor_label(name) for name in result.differing],
             "infinite": [tensor_label(name) for name in result.infinite],
         },

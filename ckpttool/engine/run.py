@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckpttool.engine import kernels
 from ckpttool.engine.output import StagedOutput
 from ckpttool.engine.read_back import read_back
 from ckpttool.engine.tasks import Preparation
@@ -45,6 +46,7 @@ class Result:
         bytes_read: From the members' files, as tensors and as verbatim copies.
         bytes_written: Size of the output.
         seconds: Wall-clock time.
+        kernel: What computed the sums (`ckpttool.engine.kernels`): avx512, avx2, neon or baseline if compiled, or numpy.
         differing: Tensors taken from the newest member that did not hold the same values in every member.
         infinite: Averaged tensors with infinities that are the same in every member, and so in the output.
     """
@@ -53,6 +55,7 @@ class Result:
     bytes_read: int
     bytes_written: int
     seconds: float
+    kernel: str
     differing: tuple[TensorId, ...] = ()
     infinite: tuple[TensorId, ...] = ()
 
@@ -114,6 +117,7 @@ def execute_together(
     if not plans:
         return []
     began = time.perf_counter()
+    kernel = kernels.active().name
     with contextlib.ExitStack() as stack:
         destinations = destinations_of(plans)
         check_destinations(destinations)
@@ -139,6 +143,7 @@ def execute_together(
             bytes_read=bytes_read,
             bytes_written=plan.bytes_to_write,
             seconds=seconds,
+            kernel=kernel,
             differing=tuple(tensor.id for tensor in plan.tensors if tensor.id in differing),
             infinite=tuple(tensor.id for tensor in plan.tensors if tensor.id in infinite),
         )

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _SMALLEST_CHUNK = 1 << 14
-_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES = 4 << 20
 """Of all members together, whose bytes are held at once."""
 
 _COPY_BYTES = 1 << 20
