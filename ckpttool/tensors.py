@@ -229,6 +229,8 @@ class Checkpoint:
         metadata: String-to-string metadata, where the format has such (safetensors).
         provenance: What an earlier run of ckpttool wrote into this file; None for all others.
         files: Every file that belongs to the checkpoint.
+        identities: What the files were when their headers were read (`ckpttool.reading.storage.Identity`), as far as
+            that is known. What is read of them later must be of the same.
         state: Dotted key paths of training state (optimizer, scaler, scheduler) that the container holds.
         configurations: The model's configurations next to the weights, of a checkpoint that is a directory: path in it
             (``config.json``, ``unet/config.json``, ``adapter_config.json``) to the parsed JSON object.
@@ -248,6 +250,7 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] | None = None
     files: tuple[Path, ...] = ()
+    identities: Mapping[Path, tuple[int | str, ...]] = field(default_factory=dict)
     state: tuple[str, ...] = ()
     configurations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     left_out: tuple[Skipped, ...] = ()

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ckpttool.formats import get_format
-from ckpttool.formats import safetensors as safetensors_file
+from ckpttool.formats import get_format, open_checkpoint
 from ckpttool.planning.plan import Action, Member, Plan, PlannedTensor, Term
 from ckpttool.tensors import DTYPES, Artifact, OutputTensor, TensorId, TensorSpec
 
@@ -27,7 +26,7 @@ def build_plan(
 
     `tensors`, where given, are the members' tensors in place of what the files' headers say.
     """
-    checkpoints = [safetensors_file.read(Path(path)) for path in paths]
+    checkpoints = [open_checkpoint(path) for path in paths]
     specs = (
         [dict(checkpoint.weights) for checkpoint in checkpoints] if tensors is None else [dict(one) for one in tensors]
     )

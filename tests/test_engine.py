@@ -581,7 +581,7 @@ def test_a_disk_that_is_too_small(two, tmp_path, monkeypatch):
 def test_a_file_that_is_shorter_than_its_plan_is_refused_by_name(two, tmp_path):
     plan = build_plan(two, tmp_path / "out.safetensors")
     os.truncate(two[1], 100_000)
-    with pytest.raises(UnreadableError, match=r"1\.safetensors: a: the file is truncated"):
+    with pytest.raises(UnreadableError, match=r"1\.safetensors: the file changed while it was read"):
         execute(plan)
     assert sorted(os.listdir(tmp_path)) == ["0.safetensors", "1.safetensors"]
 
@@ -747,3 +747,47 @@ def test_ten_thousand_small_tensors_are_few_chunks_of_work(tmp_path):
     execute(plan)
     assert safetensors_file.read(plan.output).weights.keys() == plan.members[0].checkpoint.weights.keys()
     assert plan.output.read_bytes()[-rows.nbytes :] == rows.tobytes()
+
+
+def test_a_member_that_is_replaced_after_its_header_was_read_is_refused(two, tmp_path):
+    """The new file has other tensors at the old offsets: reading them would give wrong values without a word."""
+    plan = build_plan(two, tmp_path / "out.safetensors")
+    other = tmp_path / "new"
+    other.write_bytes(two[1].read_bytes())
+    os.replace(other, two[1])
+    with pytest.raises(UnreadableError, match="changed while it was read") as caught:
+        execute(plan)
+    assert caught.value.path == two[1]
+    assert not plan.output.exists()
+
+
+def test_more_files_than_a_process_may_have_open(tmp_path):
+    """Files are closed and opened again: 20 members of 8 shards, 24 descriptors, and an output of 8 files."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import json, resource, sys
+import numpy as np
+from pathlib import Path
+from safetensors.numpy import save_file, load_file
+import ckpttool as ct
+
+directory = Path(sys.argv[1])
+for member in range(20):
+    folder = directory / f"checkpoint-{member}"
+    folder.mkdir()
+    names = {}
+    for shard in range(8):
+        name = f"model-{shard + 1:05d}-of-00008.safetensors"
+        save_file({f"t{shard}": np.full(5, member + shard, np.float32)}, folder / name)
+        names[f"t{shard}"] = name
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
+ct.average(sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name[11:])), directory / "out")
+for shard in range(8):
+    values = load_file(directory / "out" / f"model-{shard + 1:05d}-of-00008.safetensors")[f"t{shard}"]
+    assert (values == 9.5 + shard).all()
+"""
+    )
+    done = subprocess.run([sys.executable, str(script), str(tmp_path)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

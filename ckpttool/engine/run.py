@@ -46,7 +46,7 @@ class Result:
         bytes_read: From the members' files, as tensors and as verbatim copies.
         bytes_written: Size of the output.
         seconds: Wall-clock time.
-        kernel: What computed the sums (`ckpttool.engine.kernels`): avx512, avx2, neon or baseline if compiled, or numpy.
+        kernel: What computed the sums: avx512, avx2, neon or baseline (compiled), or numpy.
         differing: Tensors taken from the newest member that did not hold the same values in every member.
         infinite: Averaged tensors with infinities that are the same in every member, and so in the output.
     """
@@ -122,7 +122,14 @@ def execute_together(
         destinations = destinations_of(plans)
         check_destinations(destinations)
         first_parent = destinations[0].target.parent
-        sources = stack.enter_context(contextlib.closing(Sources(first_parent if first_parent.is_dir() else None)))
+        identities = {
+            path: identity
+            for plan in plans
+            for member in plan.members
+            for path, identity in member.checkpoint.identities.items()
+        }
+        inflating = first_parent if first_parent.is_dir() else None
+        sources = stack.enter_context(contextlib.closing(Sources(inflating, identities)))
         preparation = Preparation(plans, sources)
         tasks = preparation.tasks(max(1, chunk_elements))
         stages = [

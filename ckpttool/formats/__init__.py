@@ -29,10 +29,12 @@ import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UnsupportedError, UsageError
+from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile
 
 __all__ = [
@@ -133,9 +135,13 @@ def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoi
         UnreadableError: The file is empty, truncated, corrupt, or of a kind that nobody here knows.
     """
     path = Path(path)
+    snapshot = Snapshot()
     try:
         refuse_pipe(path)
         first = path if path.exists() else _first_of(path)
+        if path.is_dir():
+            snapshot.list(path)
+        snapshot.item(first)  # what is read later must be what these headers are of
         head = b""
         if not path.is_dir():
             with first.open("rb") as file:
@@ -154,7 +160,7 @@ def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoi
         for name in _MODULES:
             candidate = get_format(name)
             if candidate.recognise(first, head):
-                return candidate.read(path, section=section)
+                return _identified(candidate.read(path, section=section), snapshot)
     if path.is_dir():
         inside = sorted(name for name in os.listdir(path) if not name.startswith("."))
         raise UnsupportedError(
@@ -168,6 +174,12 @@ def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoi
         path=path,
         hint=hint_for_unknown(head),
     )
+
+
+def _identified(checkpoint: Checkpoint, snapshot: Snapshot) -> Checkpoint:
+    """The checkpoint with what its files were when their headers were read."""
+    items = {file: snapshot.item(file) for file in checkpoint.files}
+    return replace(checkpoint, identities={file: item.identity for file, item in items.items() if item is not None})
 
 
 def hint_for_unknown(head: bytes) -> str:

@@ -1,7 +1,7 @@
 """Reads bytes: from the extents of files to the values of tensors.
 
 storage       where files are: list, stat, open; snapshot: what one operation sees of it
-sources       open input files, read at any place, and unchanged in the end
+sources       input files, read at any place, and unchanged in the end; descriptors: how many are open
 strided       tensors that are views of one storage
 tiled         tensors that are stored in several pieces
 values        a whole tensor as a numpy array

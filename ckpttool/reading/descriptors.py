@@ -59,11 +59,19 @@ class FilePool(Generic[Key, File]):
         open_file: Opens the file of a key.
         close_file: Closes one.
         share: What part of the process's descriptors the pool may have.
+        before_eviction: Is given a file that is closed to make room, and not because all are.
     """
 
-    def __init__(self, open_file: Callable[[Key], File], close_file: Callable[[File], None], share: float) -> None:
+    def __init__(
+        self,
+        open_file: Callable[[Key], File],
+        close_file: Callable[[File], None],
+        share: float,
+        before_eviction: Callable[[File], None] | None = None,
+    ) -> None:
         self._open_file = open_file
         self._close_file = close_file
+        self._before_eviction = before_eviction
         self._share = share
         self._limit = 0
         self._lock = threading.Lock()
@@ -98,6 +106,8 @@ class FilePool(Generic[Key, File]):
             idle = next((key for key in self._files if not self._users.get(key)), None)
             if idle is None:
                 return  # as many threads as files; the system decides
+            if self._before_eviction is not None:
+                self._before_eviction(self._files[idle])
             self._close_file(self._files.pop(idle))
 
     def close(self) -> None:

@@ -1,20 +1,23 @@
 """The input files of a run: opened once, read at any place, and the same in the end as in the beginning.
 
-Files are read with `pread` into buffers that already exist, never mapped: a file that is cut short while it is
-mapped kills the process, one that is read says so.
+Files are read into buffers that already exist, never mapped: a file that is cut short while it is mapped kills the
+process, one that is read says so.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
-import threading
 import zlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from operator import methodcaller
 from pathlib import Path
 
 from ckpttool.errors import UnreadableError
+from ckpttool.reading.descriptors import FilePool
+from ckpttool.reading.storage import Identity, LocalStorage, RangedFile, storage_of
 from ckpttool.tensors import Extent
 
 __all__ = ["Source", "Sources"]
@@ -23,22 +26,25 @@ _CHANGED_HINT = "Is the run still saving? Try again when it is done."
 
 _INFLATE_STEP = 1 << 20
 
+_SHARE = 0.6
+"""Of the process's open files; the output has files as well."""
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class Source:
-    """An open input file.
+    """An input file.
 
     Attributes:
         path: Its name, for messages.
-        descriptor: Where it is read.
-        size: In bytes, when it was opened.
-        stamp: Size and modification time (ns) when it was opened.
+        nbytes: Its size when it was opened.
+        identity: What it was when it was opened; see `ckpttool.reading.storage`.
+        use: Gives the open file, which stays open meanwhile.
     """
 
     path: Path
-    descriptor: int
-    size: int
-    stamp: tuple[int, int]
+    nbytes: int
+    identity: Identity
+    use: Callable[[], AbstractContextManager[RangedFile]]
 
     def read_into(self, buffer: memoryview, offset: int, tensor: str) -> None:
         """Fill a buffer of bytes from `offset` on.
@@ -47,12 +53,13 @@ class Source:
             UnreadableError: The file ends before the buffer is full, or the disk fails.
         """
         try:
-            done = _pread_into(self.descriptor, buffer, offset)
-            while 0 < done < len(buffer):
-                more = _pread_into(self.descriptor, buffer[done:], offset + done)
-                if not more:
-                    break
-                done += more
+            with self.use() as file:
+                done = file.read_into(buffer, offset)
+                while 0 < done < len(buffer):
+                    more = file.read_into(buffer[done:], offset + done)
+                    if not more:
+                        break
+                    done += more
         except OSError as error:
             raise UnreadableError(
                 f"{self.path}: {tensor}: cannot be read ({error.strerror})", path=self.path, tensor=tensor
@@ -66,40 +73,32 @@ class Source:
             )
 
 
-if hasattr(os, "preadv"):
-
-    def _pread_into(descriptor: int, buffer: memoryview, offset: int) -> int:
-        return os.preadv(descriptor, [buffer], offset)
-
-else:
-    # Windows: one position for a descriptor, so that only one thread at a time may use it.
-    _seek_lock = threading.Lock()
-
-    def _pread_into(descriptor: int, buffer: memoryview, offset: int) -> int:
-        with _seek_lock:
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            data = os.read(descriptor, len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-
 class Sources:
     """The input files of a run: each opened once, deflated extents inflated once, all unchanged in the end.
 
+    Where the system does not let a process have as many files open, some are closed and opened again.
+
     Args:
         temporary_directory: Where deflated extents are inflated to (into files without a name).
+        identities: What files were when their headers were read, where that is known; they must still be that.
     """
 
-    def __init__(self, temporary_directory: Path | None = None) -> None:
+    def __init__(
+        self, temporary_directory: Path | None = None, identities: Mapping[Path, Identity] | None = None
+    ) -> None:
         self._temporary_directory = temporary_directory
+        self._identities = dict(identities or {})
         self._files: dict[Path, Source] = {}
         self._recent: dict[int, tuple[Path, Source]] = {}
         self._inflated: dict[Extent, Source] = {}
+        self._copies: list[RangedFile] = []
+        self._pool = FilePool[Path, RangedFile](self._open, methodcaller("close"), _SHARE)
 
     def close(self) -> None:
         """Close every file; inflated copies are gone with that."""
-        for source in (*self._files.values(), *self._inflated.values()):
-            os.close(source.descriptor)
+        self._pool.close()
+        while self._copies:
+            self._copies.pop().close()
         self._files.clear()
         self._recent.clear()
         self._inflated.clear()
@@ -108,20 +107,21 @@ class Sources:
         """The file that holds an extent's plain bytes, and where in it they start. Opens and inflates as needed.
 
         Raises:
-            UnreadableError: The file cannot be opened, is shorter than the extent, or does not inflate to it.
+            UnreadableError: The file cannot be opened, is not the one whose header was read, is shorter than the
+                extent, or does not inflate to it.
         """
         # By identity first: to hash a Path takes longer than all the rest, and a file's tensors share one.
         path, source = self._recent.get(id(extent.path), (None, None))
         if source is None or path is not extent.path:
             source = self._files.get(extent.path)
             if source is None:
-                source = self._files[extent.path] = _open(extent.path)
+                source = self._files[extent.path] = self._source(extent.path)
             self._recent[id(extent.path)] = (extent.path, source)
         stored = extent.nbytes if extent.deflated is None else extent.deflated
-        if extent.offset < 0 or extent.offset + stored > source.size:
+        if extent.offset < 0 or extent.offset + stored > source.nbytes:
             raise UnreadableError(
                 f"{extent.path}: {tensor}: the file is truncated: {tensor} ends at byte"
-                f" {extent.offset + stored:,}, the file at {source.size:,}",
+                f" {extent.offset + stored:,}, the file at {source.nbytes:,}",
                 path=extent.path,
                 tensor=tensor,
                 hint="The run may have been interrupted while it was saving, or a copy was not finished.",
@@ -132,6 +132,21 @@ class Sources:
         if inflated is None:
             inflated = self._inflated[extent] = self._inflate(source, extent, tensor)
         return inflated, 0
+
+    def _source(self, path: Path) -> Source:
+        try:
+            with self._pool.use(path) as file:
+                return Source(path, file.nbytes, file.identity, lambda: self._pool.use(path))
+        except OSError as error:
+            raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
+
+    def _open(self, path: Path) -> RangedFile:
+        """Open a file for the first time, or again."""
+        file = storage_of(path).open(path)
+        if self._identities.setdefault(path, file.identity) != file.identity:
+            file.close()
+            raise _changed(path)
+        return file
 
     def _inflate(self, source: Source, extent: Extent, tensor: str) -> Source:
         """The plain bytes of a deflated extent, in a file that has no name and goes when it is closed."""
@@ -166,8 +181,9 @@ class Sources:
                 raise corrupt from error
             if written != extent.nbytes or (extent.checksum is not None and checksum != extent.checksum.value):
                 raise corrupt
-            descriptor = os.dup(file.fileno())
-        return Source(extent.path, descriptor, extent.nbytes, _stamp(descriptor))
+            copy = LocalStorage().adopt(os.dup(file.fileno()))
+        self._copies.append(copy)
+        return Source(extent.path, copy.nbytes, copy.identity, lambda: nullcontext(copy))
 
     def check_unchanged(self) -> None:
         """Make sure that no input was written to since it was opened.
@@ -176,45 +192,12 @@ class Sources:
             UnreadableError: One was.
         """
         for source in self._files.values():
-            if _stamp(source.descriptor) != source.stamp:
-                raise UnreadableError(
-                    f"{source.path}: the file changed while it was read; nothing was written",
-                    path=source.path,
-                    hint=_CHANGED_HINT,
-                )
+            with source.use() as file:
+                if file.current_identity() != source.identity:
+                    raise _changed(source.path)
 
 
-def _stamp(descriptor: int) -> tuple[int, int]:
-    status = os.fstat(descriptor)
-    return status.st_size, status.st_mtime_ns
-
-
-def _open(path: Path) -> Source:
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        try:
-            descriptor = os.open(path, flags)
-        except OSError as error:
-            if error.errno != errno.EMFILE or not _allow_more_files():
-                raise
-            descriptor = os.open(path, flags)
-    except OSError as error:
-        raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
-    stamp = _stamp(descriptor)
-    return Source(path, descriptor, stamp[0], stamp)
-
-
-def _allow_more_files() -> bool:
-    """Raise this process's limit of open files to what it may have: many members of many shards need it."""
-    try:
-        import resource
-    except ImportError:
-        return False
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == hard:
-        return False
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError):
-        return False
-    return True
+def _changed(path: Path) -> UnreadableError:
+    return UnreadableError(
+        f"{path}: the file changed while it was read; nothing was written", path=path, hint=_CHANGED_HINT
+    )

@@ -112,6 +112,10 @@ class LocalStorage:
         os.close(descriptor)
         raise OSError(errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL, "not a regular file", str(path))
 
+    def adopt(self, descriptor: int) -> RangedFile:
+        """A file that is open already; it is closed with the descriptor."""
+        return _LocalFile(descriptor, os.fstat(descriptor))
+
     def resolve(self, path: Path) -> Path:
         """The path without links; see `Storage`."""
         return Path(os.path.realpath(path))
