@@ -33,7 +33,7 @@ test: $(DEV_ENV)/made  ## Run the whole test suite
 
 test-frameworks: $(FRAMEWORKS_ENV)/made  ## Let training frameworks load the results (downloads them, takes minutes)
 	$(FRAMEWORKS_ENV)/bin/python -m pytest tests/frameworks \
-		--expect accelerate,directories,ema_pytorch,ignite,joeynmt,lightning,mmengine,timm $(ARGS)
+		--expect accelerate,directories,ema_pytorch,ignite,joeynmt,lightning,mmengine,schedulers,timm $(ARGS)
 
 test-deepspeed: $(DEEPSPEED_ENV)/made  ## The same for DeepSpeed, which trains on CPU for it (needs a C++ compiler)
 	PATH=$(abspath $(DEEPSPEED_ENV))/bin:$$PATH $(DEEPSPEED_ENV)/bin/python -m pytest \

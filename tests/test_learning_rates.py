@@ -10,7 +10,8 @@ from counting import count_calls
 
 import ckpttool as ct
 from ckpttool.errors import CkpttoolError, OutputExistsError, UnreadableError, UsageError
-from ckpttool.schedules.family import ScheduleSpec, find_kind
+from ckpttool.schedules.family import ScheduleSpec
+from ckpttool.schedules.kinds import find_kind
 from ckpttool.schedules.log_match import compare_log
 from ckpttool.schedules.rates import noam
 from ckpttool.schedules.train_log import compile_pattern, read_log

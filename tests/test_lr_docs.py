@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ckpttool.cli import group
-from ckpttool.schedules.family import KINDS
+from ckpttool.schedules.kinds import KINDS
 from ckpttool.schedules.rates import noam
 
 ROOT = Path(__file__).parent.parent

@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ckpttool.cli.lr_schedule.terminal import draw
-from ckpttool.schedules.family import KINDS, ScheduleSpec, find_kind
+from ckpttool.schedules.family import ScheduleSpec
 from ckpttool.schedules.float32 import noam_applied, noam_logged
+from ckpttool.schedules.kinds import KINDS, find_kind
 from ckpttool.schedules.picture import make_picture
 from ckpttool.schedules.rates import noam, wrap
 from ckpttool.schedules.steps import parse_steps, salient_steps

@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
+from ckpttool.schedules.checks import ParameterError
 from ckpttool.schedules.config import AUTO_CONFIGS, auto_config, parameter_error, read_config
 from ckpttool.schedules.family import ScheduleSpec
-from ckpttool.schedules.rates import ParameterError
 
 FULL = """\
 model_dir: run

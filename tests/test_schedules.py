@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpttool.schedules import rates as schedules
-from ckpttool.schedules.family import KINDS, ScheduleSpec, find_kind
+from ckpttool.schedules.checks import ParameterError
+from ckpttool.schedules.family import ScheduleSpec
 from ckpttool.schedules.float32 import noam_applied, noam_logged, to_float32
+from ckpttool.schedules.kinds import KINDS, find_kind
 from ckpttool.schedules.landmarks import default_last_step, landmarks, sample
 from ckpttool.schedules.peers import PEERS, Noam, find_peer
-from ckpttool.schedules.rates import ParameterError, noam, wrap
+from ckpttool.schedules.rates import noam, wrap
 
 # (scale, model_dim, start, duration, minimum) with 8000 warm-up steps:
 # (schedule's argument = logged step, float64, float32, "%f" of both), from a run of OpenNMT-tf 2.32.0.
@@ -223,6 +225,35 @@ WALKED = st.one_of(
         lambda p: ("wsd", {"warmup_steps": p[0], "max_step": p[0] + p[1], "decay_ratio": 0.1, "decay_type": p[2]})
     ),
     st.just(("constant", {})),
+    st.integers(0, 60).map(lambda w: ("constant-warmup", {"warmup_steps": w})),
+    st.tuples(st.integers(0, 60), st.integers(1, 100), st.integers(1, 8)).map(
+        lambda p: ("cosine-restarts", {"warmup_steps": p[0], "max_step": p[0] + p[1], "num_cycles": p[2]})
+    ),
+    st.tuples(st.integers(0, 60), st.integers(1, 100), st.floats(0, 1)).map(
+        lambda p: ("cosine-min-lr", {"warmup_steps": p[0], "max_step": p[0] + p[1], "min_lr_factor": p[2]})
+    ),
+    st.tuples(st.integers(0, 60), st.integers(1, 100), st.floats(0.2, 3)).map(
+        lambda p: ("polynomial", {"warmup_steps": p[0], "max_step": p[0] + p[1], "power": p[2]})
+    ),
+    st.tuples(
+        st.integers(0, 40), st.integers(1, 50), st.integers(0, 50), st.sampled_from(["linear", "cosine", "1-sqrt"])
+    ).map(
+        lambda p: (
+            "hf-wsd",
+            {"warmup_steps": p[0], "decay_steps": p[1], "max_step": p[0] + p[1] + p[2], "decay_type": p[3]},
+        )
+    ),
+    st.tuples(st.integers(2, 90), st.floats(0, 1), st.sampled_from(["cos", "linear"])).map(
+        lambda p: ("one-cycle", {"max_step": p[0], "pct_start": p[1], "anneal_strategy": p[2]})
+    ),
+    st.tuples(st.integers(1, 60), st.integers(1, 3)).map(
+        lambda p: ("warm-restarts", {"restart_steps": p[0], "restart_factor": p[1]})
+    ),
+    st.tuples(st.integers(1, 60), st.floats(0.1, 1)).map(lambda p: ("step", {"step_size": p[0], "gamma": p[1]})),
+    st.lists(st.integers(1, 90), min_size=1, max_size=4).map(
+        lambda steps: ("multi-step", {"milestones": ":".join(map(str, sorted(steps)))})
+    ),
+    st.floats(0.5, 1).map(lambda gamma: ("exponential", {"gamma": gamma})),
 )
 
 
@@ -497,7 +528,8 @@ def test_without_warmup_noam_only_decays():
 def test_every_kind_answers_to_its_names_and_computes_in_float32(kind):
     for name in (kind.name, *kind.aliases):
         assert find_kind(name.upper()) is kind
-    needed = {"model_dim": 512, "warmup_steps": 100, "max_step": 1000, "num_replicas": 4}
+    needed = {"model_dim": 512, "warmup_steps": 100, "max_step": 1000, "num_replicas": 4, "decay_steps": 200}
+    needed |= {"gamma": 0.999, "step_size": 50, "milestones": "200:700", "restart_steps": 100}
     spec = ScheduleSpec.from_parameters(kind, {"learning_rate": 1e-3, **{n: needed[n] for n in kind.required}})
     assert default_last_step(spec) >= 1000
     for semantics in ("applied", "logged"):

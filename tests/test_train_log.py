@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpttool.errors import UnreadableError, UsageError
-from ckpttool.schedules.family import ScheduleSpec, find_kind
+from ckpttool.schedules.family import ScheduleSpec
+from ckpttool.schedules.kinds import find_kind
 from ckpttool.schedules.log_match import compare_log, fit_noam
 from ckpttool.schedules.train_log import compile_pattern, read_log
 

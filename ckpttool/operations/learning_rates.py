@@ -10,7 +10,8 @@ from typing import Literal
 
 from ckpttool.errors import UsageError
 from ckpttool.operations.report_files import check_report, save_report, text_writer
-from ckpttool.schedules.family import Dtype, ScheduleSpec, Semantics, Value, Values
+from ckpttool.schedules.family import Dtype, ScheduleSpec, Semantics
+from ckpttool.schedules.kinds import Value, Values
 from ckpttool.schedules.landmarks import Landmark, landmarks
 from ckpttool.schedules.log_match import Fit, Verdict, compare_log, fit_noam
 from ckpttool.schedules.marks import ChosenRows, caption, choose_rows

@@ -1,7 +1,8 @@
 """Learning-rate schedules: step to rate, as pure functions.
 
-rates         the schedules themselves (these names), each with its formula and source
-family        the same by name and parameters; float32: as TensorFlow rounds them
+rates         the schedules themselves (these names), each with its formula and source; checks: of their parameters
+transformers_rates, torch_rates   further schedules of these libraries
+kinds         the schedules by name; family: with parameters and wrapper, as data; float32: as TensorFlow rounds them
 request       from parameters, a configuration and comparisons to the schedules that are meant
 config        OpenNMT-tf configurations
 landmarks     where a curve turns; steps, marks: which rows a table has; table: the rows, as numbers and text

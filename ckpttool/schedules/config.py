@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
-from ckpttool.schedules.family import KINDS, WRAPPER, Kind, Value, find_kind, suggest
-from ckpttool.schedules.rates import MOST_STEPS, ParameterError
+from ckpttool.schedules.checks import MOST_STEPS, ParameterError
+from ckpttool.schedules.family import WRAPPER
+from ckpttool.schedules.kinds import KINDS, Kind, Value, find_kind, suggest
 from ckpttool.text import parameter
 
 __all__ = ["AUTO_CONFIGS", "ConfigSchedule", "auto_config", "missing_error", "parameter_error", "read_config"]

@@ -1,212 +1,25 @@
-"""The schedules by name, with their parameters: what a command line or a config can ask for.
-
-A `ScheduleSpec` is a schedule as data. It can be compared, changed and shown, and builds the function itself.
-"""
+"""A schedule as data, with its parameters and the wrapper around it. It can be compared, changed and shown."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ckpttool.errors import UsageError
 from ckpttool.schedules import rates as schedules
+from ckpttool.schedules.checks import ParameterError, Schedule
 from ckpttool.schedules.float32 import noam_applied, noam_logged, to_float32
-from ckpttool.schedules.rates import ParameterError, Schedule
+from ckpttool.schedules.kinds import Kind, Value, Values, suggest
 
-__all__ = ["KINDS", "WRAPPER", "Dtype", "Kind", "ScheduleSpec", "Semantics", "Value", "find_kind", "suggest"]
+__all__ = ["WRAPPER", "Dtype", "ScheduleSpec", "Semantics"]
 
-Value = float | int | str | None
-Values = Mapping[str, Value]
 Dtype = Literal["float64", "float32"]
 Semantics = Literal["applied", "logged"]
 
 WRAPPER = {"start_decay_steps": "start", "decay_step_duration": "duration", "minimum_learning_rate": "minimum"}
 """OpenNMT-tf's names of the wrapper's parameters, and what `schedules.wrap` calls them."""
 
-_COUNTS = ("_dim", "_steps", "_step", "_duration", "_replicas", "timescale")
-
-_MOST_PERIODS = 2048  # turning points of a cosine that are followed; beyond them any picture is a solid block
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A schedule that can be asked for by name.
-
-    Attributes:
-        name: As the command line calls it.
-        aliases: Other names it answers to, OpenNMT-tf's class first where there is one.
-        make: The function of `ckpttool.schedules.rates`.
-        rate: What `make` calls the parameter that everybody calls ``learning_rate``.
-        required: Parameters without a default, `rate` aside.
-        optional: Parameters with their defaults.
-        turns: Steps (schedule arguments, ascending) between which the curve only rises, only falls or is constant.
-            The last entry is followed by one such piece up to infinity, or up to the bound given.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    make: Callable[..., Schedule]
-    rate: str
-    required: tuple[str, ...]
-    optional: Values
-    turns: Callable[[Values], Iterable[int]]
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Every parameter's public name, ``learning_rate`` first."""
-        return ("learning_rate", *self.required, *self.optional)
-
-    def public(self, parameter: str) -> str:
-        """The name that users know for a parameter of `make`."""
-        return "learning_rate" if parameter == self.rate else parameter
-
-
-def _integer(values: Values, name: str) -> int:
-    value = values.get(name)
-    return int(value) if value is not None else 0
-
-
-def _around_warmup(values: Values) -> Iterable[int]:
-    warmup = _integer(values, "warmup_steps")
-    return (max(warmup - 1, 0), warmup)
-
-
-def _cosine_annealing_turns(values: Values) -> Iterable[int]:
-    period = _integer(values, "max_step")
-    return (*_around_warmup(values), *(period * n for n in range(1, _MOST_PERIODS)))
-
-
-def _cosine_turns(values: Values) -> Iterable[int]:
-    warmup = _integer(values, "warmup_steps")
-    period = _integer(values, "max_step") - warmup
-    return (warmup, *(warmup + period * n for n in range(1, _MOST_PERIODS)))
-
-
-def _wsd_turns(values: Values) -> Iterable[int]:
-    last = _integer(values, "max_step")
-    ratio = values["decay_ratio"]
-    warmup = _integer(values, "warmup_steps")
-    decay = last - warmup if ratio is None else round(last * float(ratio))
-    return (*_around_warmup(values), last - decay, last)
-
-
-def _rnmt_plus_turns(values: Values) -> Iterable[int]:
-    replicas, warmup = _integer(values, "num_replicas"), _integer(values, "warmup_steps")
-    start, end = _integer(values, "start_step"), _integer(values, "end_step")
-    plateau, decay = replicas * warmup, start // replicas
-    turns = {plateau, plateau + 1, decay, decay + 1}
-
-    # Where the decay begins before the rise is over, the peak is where they cross.
-    def falls(step: int) -> bool:
-        exponent = (start - replicas * step) / (end - start)
-        return exponent < 0 and replicas * (2.0 * replicas) ** exponent < 1 + step * (replicas - 1) / plateau
-
-    low, high = decay, plateau
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if falls(middle) else (middle + 1, high)
-    turns |= {max(low - 1, 0), low}
-    return sorted(turns)
-
-
-KINDS: tuple[Kind, ...] = (
-    Kind("noam", ("NoamDecay",), schedules.noam, "scale", ("model_dim", "warmup_steps"), {}, _around_warmup),
-    Kind("rsqrt", ("RsqrtDecay",), schedules.rsqrt, "scale", ("warmup_steps",), {}, _around_warmup),
-    Kind(
-        "inv-sqrt",
-        ("InvSqrtDecay",),
-        schedules.inv_sqrt,
-        "learning_rate",
-        ("warmup_steps",),
-        {"initial_learning_rate": 0.0},
-        _around_warmup,
-    ),
-    Kind(
-        "cosine",
-        ("CosineAnnealing",),
-        schedules.cosine_annealing,
-        "eta_max",
-        (),
-        {"eta_min": 0.0, "max_step": 1_000_000, "warmup_steps": None},
-        _cosine_annealing_turns,
-    ),
-    Kind(
-        "rnmt+",
-        ("RNMTPlusDecay", "rnmtplus"),
-        schedules.rnmt_plus,
-        "scale",
-        ("num_replicas",),
-        {"warmup_steps": 500, "start_step": 600_000, "end_step": 1_200_000},
-        _rnmt_plus_turns,
-    ),
-    Kind("constant", (), schedules.constant, "learning_rate", (), {}, lambda _values: ()),
-    Kind(
-        "inverse-sqrt",
-        ("fairseq-inverse-sqrt", "hf-inverse-sqrt"),
-        schedules.inverse_sqrt,
-        "learning_rate",
-        ("warmup_steps",),
-        {"initial_learning_rate": 0.0, "timescale": None},
-        _around_warmup,
-    ),
-    Kind(
-        "linear",
-        ("linear-warmup",),
-        schedules.linear,
-        "learning_rate",
-        ("warmup_steps", "max_step"),
-        {},
-        lambda values: (_integer(values, "warmup_steps"), _integer(values, "max_step")),
-    ),
-    Kind(
-        "cosine-warmup",
-        ("hf-cosine",),
-        schedules.cosine,
-        "learning_rate",
-        ("warmup_steps", "max_step"),
-        {},
-        _cosine_turns,
-    ),
-    Kind(
-        "wsd",
-        ("warmup-stable-decay",),
-        schedules.wsd,
-        "learning_rate",
-        ("warmup_steps", "max_step"),
-        {"decay_ratio": None, "decay_type": "linear", "min_lr_factor": 0.0},
-        _wsd_turns,
-    ),
-)
-
-
-def suggest(word: str, known: Iterable[str]) -> str | None:
-    """A hint with the known word that is nearest, if one is near: ``Did you mean 'noam'?``."""
-    plain = {_plain(name): name for name in known}
-    near = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=0.6)
-    return f"Did you mean {plain[near[0]]!r}?" if near else None
-
-
-def find_kind(name: str) -> Kind:
-    """The schedule of this name, whatever its case, hyphens and underscores.
-
-    Raises:
-        UsageError: If there is none.
-    """
-    for kind in KINDS:
-        if _plain(name) in {_plain(known) for known in (kind.name, *kind.aliases)}:
-            return kind
-    known = [each for kind in KINDS for each in (kind.name, *kind.aliases[:1])]
-    near = suggest(name, known)
-    raise UsageError(
-        f"there is no schedule {name!r}",
-        hint=f"{near + ' ' if near else ''}The schedules are {', '.join(kind.name for kind in KINDS)}.",
-    )
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("-", "").replace("_", "").replace(" ", "")
+_COUNTS = ("_dim", "_steps", "_step", "_duration", "_replicas", "_cycles", "timescale", "step_size")
 
 
 @dataclass(frozen=True)
@@ -325,10 +138,15 @@ def _whole(name: str, value: Value) -> Value:
     return value
 
 
+def _rounded_parameter(name: str, value: Value) -> Value:
+    # The rounding error of a base would grow with its power; torch keeps it in float64.
+    return to_float32(value) if isinstance(value, float) and name != "gamma" else value
+
+
 def _rounded(make: Callable[..., Schedule]) -> Callable[..., Schedule]:
     def rounded(**arguments: Value) -> Schedule:
         make(**arguments)  # for its checks, in the user's own numbers
-        schedule = make(**{k: to_float32(v) if isinstance(v, float) else v for k, v in arguments.items()})
+        schedule = make(**{name: _rounded_parameter(name, value) for name, value in arguments.items()})
         return lambda step: to_float32(schedule(step))
 
     return rounded

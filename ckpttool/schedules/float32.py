@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 import struct
 
-from ckpttool.schedules.rates import Schedule, noam
+from ckpttool.schedules.checks import Schedule
+from ckpttool.schedules.rates import noam
 
 __all__ = ["noam_applied", "noam_logged", "to_float32"]
 

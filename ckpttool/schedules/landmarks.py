@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from ckpttool.schedules.checks import MOST_STEPS, Schedule
 from ckpttool.schedules.family import ScheduleSpec
-from ckpttool.schedules.rates import MOST_STEPS, Schedule
 
 __all__ = ["Landmark", "Point", "default_last_step", "landmarks", "sample"]
 

@@ -14,8 +14,8 @@ from itertools import pairwise
 from typing import Literal
 
 from ckpttool.errors import UsageError
+from ckpttool.schedules.checks import Schedule
 from ckpttool.schedules.family import ScheduleSpec, Semantics
-from ckpttool.schedules.rates import Schedule
 from ckpttool.schedules.train_log import Record
 from ckpttool.text import parameter
 

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ckpttool.errors import UsageError
-from ckpttool.schedules.family import suggest
-from ckpttool.schedules.rates import Schedule, noam
+from ckpttool.schedules.checks import Schedule
+from ckpttool.schedules.kinds import suggest
+from ckpttool.schedules.rates import noam
 from ckpttool.text import parameter
 
 __all__ = ["PEERS", "Noam", "Peer", "find_peer"]

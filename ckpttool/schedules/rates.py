@@ -17,17 +17,20 @@ So update k (counted from 1) is applied with ``schedule(k - 1)``. OpenNMT-tf's l
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
-from contextlib import suppress
-from numbers import Real
-from typing import Literal, SupportsIndex
+from typing import Literal
 
-from ckpttool.errors import UsageError
-from ckpttool.text import parameter as mark
+from ckpttool.schedules.checks import (
+    ParameterError,
+    Schedule,
+    at_least_zero,
+    count,
+    fraction,
+    positive,
+    warmup_within,
+)
 
 __all__ = [
-    "MOST_STEPS",
     "ParameterError",
     "Schedule",
     "constant",
@@ -42,26 +45,6 @@ __all__ = [
     "wrap",
     "wsd",
 ]
-
-MOST_STEPS = 2**53
-"""The largest number of updates: float64 does not count further."""
-
-Schedule = Callable[[int], float]
-"""From the number of updates done (>= 0) to the rate of the next one."""
-
-
-class ParameterError(UsageError):
-    """A parameter of a schedule cannot have this value.
-
-    Attributes:
-        parameter: Its name, as the function calls it.
-        reason: What is asked of it and what it was: ``must be at least 1, not 0``.
-    """
-
-    def __init__(self, name: str, reason: str, *, hint: str | None = None) -> None:
-        super().__init__(f"{mark(name)} {reason}", hint=hint)
-        self.parameter = name
-        self.reason = reason
 
 
 def noam(scale: float, model_dim: int, warmup_steps: int) -> Schedule:
@@ -80,8 +63,8 @@ def noam(scale: float, model_dim: int, warmup_steps: int) -> Schedule:
     Raises:
         ParameterError: If a parameter is out of its range. The schedule itself raises it for a negative step.
     """
-    factor: float = _positive("scale", scale) * _count("model_dim", model_dim, 1) ** -0.5
-    warmup_steps = _count("warmup_steps", warmup_steps, 0)
+    factor: float = positive("scale", scale) * count("model_dim", model_dim, 1) ** -0.5
+    warmup_steps = count("warmup_steps", warmup_steps, 0)
     slope: float = warmup_steps**-1.5 if warmup_steps else math.inf
 
     def schedule(step: int) -> float:
@@ -110,8 +93,8 @@ def rsqrt(scale: float, warmup_steps: int) -> Schedule:
     Raises:
         ParameterError: If a parameter is out of its range.
     """
-    scale = _positive("scale", scale)
-    warmup_steps = _count("warmup_steps", warmup_steps, 1)
+    scale = positive("scale", scale)
+    warmup_steps = count("warmup_steps", warmup_steps, 1)
 
     def schedule(step: int) -> float:
         return scale / math.sqrt(max(step, warmup_steps))
@@ -135,9 +118,9 @@ def inv_sqrt(learning_rate: float, warmup_steps: int, initial_learning_rate: flo
     Raises:
         ParameterError: If a parameter is out of its range. The schedule itself raises it for a negative step.
     """
-    learning_rate = _positive("learning_rate", learning_rate)
-    warmup_steps = _count("warmup_steps", warmup_steps, 1)
-    initial = _at_least_zero("initial_learning_rate", initial_learning_rate)
+    learning_rate = positive("learning_rate", learning_rate)
+    warmup_steps = count("warmup_steps", warmup_steps, 1)
+    initial = at_least_zero("initial_learning_rate", initial_learning_rate)
     slope = (learning_rate - initial) / warmup_steps
 
     def schedule(step: int) -> float:
@@ -171,10 +154,10 @@ def cosine_annealing(
     Raises:
         ParameterError: If a parameter is out of its range.
     """
-    eta_max = _positive("eta_max", eta_max)
-    eta_min = _at_least_zero("eta_min", eta_min)
-    max_step = _count("max_step", max_step, 1)
-    warmup = 0 if warmup_steps is None else _count("warmup_steps", warmup_steps, 0)
+    eta_max = positive("eta_max", eta_max)
+    eta_min = at_least_zero("eta_min", eta_min)
+    max_step = count("max_step", max_step, 1)
+    warmup = 0 if warmup_steps is None else count("warmup_steps", warmup_steps, 0)
     half = 0.5 * (eta_max - eta_min)
 
     def schedule(step: int) -> float:
@@ -209,11 +192,11 @@ def rnmt_plus(
     Raises:
         ParameterError: If a parameter is out of its range.
     """
-    scale = _positive("scale", scale)
-    replicas = _count("num_replicas", num_replicas, 1)
-    warmup_steps = _count("warmup_steps", warmup_steps, 1)
-    start = _count("start_step", start_step, 0)
-    end = _count("end_step", end_step, 0)
+    scale = positive("scale", scale)
+    replicas = count("num_replicas", num_replicas, 1)
+    warmup_steps = count("warmup_steps", warmup_steps, 1)
+    start = count("start_step", start_step, 0)
+    end = count("end_step", end_step, 0)
     if end <= start:
         raise ParameterError("end_step", f"must be greater than start_step, which is {start}, not {end}")
     slope = (replicas - 1) / (replicas * warmup_steps)
@@ -237,7 +220,7 @@ def constant(learning_rate: float) -> Schedule:
     Raises:
         ParameterError: If the rate is out of its range.
     """
-    learning_rate = _positive("learning_rate", learning_rate)
+    learning_rate = positive("learning_rate", learning_rate)
     return lambda _step: learning_rate
 
 
@@ -260,10 +243,10 @@ def inverse_sqrt(
     Raises:
         ParameterError: If a parameter is out of its range.
     """
-    learning_rate = _positive("learning_rate", learning_rate)
-    warmup_steps = _count("warmup_steps", warmup_steps, 0)
-    initial = _at_least_zero("initial_learning_rate", initial_learning_rate)
-    scale_steps = (warmup_steps or 10_000) if timescale is None else _count("timescale", timescale, 1)
+    learning_rate = positive("learning_rate", learning_rate)
+    warmup_steps = count("warmup_steps", warmup_steps, 0)
+    initial = at_least_zero("initial_learning_rate", initial_learning_rate)
+    scale_steps = (warmup_steps or 10_000) if timescale is None else count("timescale", timescale, 1)
     shift = scale_steps - warmup_steps
 
     def schedule(step: int) -> float:
@@ -287,8 +270,8 @@ def linear(learning_rate: float, warmup_steps: int, max_step: int) -> Schedule:
     Raises:
         ParameterError: If a parameter is out of its range.
     """
-    learning_rate = _positive("learning_rate", learning_rate)
-    warmup_steps, max_step = _warmup_within(warmup_steps, max_step)
+    learning_rate = positive("learning_rate", learning_rate)
+    warmup_steps, max_step = warmup_within(warmup_steps, max_step)
 
     def schedule(step: int) -> float:
         if step < warmup_steps:
@@ -313,8 +296,8 @@ def cosine(learning_rate: float, warmup_steps: int, max_step: int) -> Schedule:
     Raises:
         ParameterError: If a parameter is out of its range.
     """
-    learning_rate = _positive("learning_rate", learning_rate)
-    warmup_steps, max_step = _warmup_within(warmup_steps, max_step)
+    learning_rate = positive("learning_rate", learning_rate)
+    warmup_steps, max_step = warmup_within(warmup_steps, max_step)
 
     def schedule(step: int) -> float:
         if step < warmup_steps:
@@ -354,15 +337,13 @@ def wsd(
     Raises:
         ParameterError: If a parameter is out of its range.
     """
-    learning_rate = _positive("learning_rate", learning_rate)
-    warmup_steps, max_step = _warmup_within(warmup_steps, max_step)
+    learning_rate = positive("learning_rate", learning_rate)
+    warmup_steps, max_step = warmup_within(warmup_steps, max_step)
     decay_steps = _decay_steps(decay_ratio, warmup_steps, max_step)
     if decay_type not in _DECAYS:
         raise ParameterError("decay_type", f"must be one of {', '.join(_DECAYS)}, not {decay_type!r}")
     decay = _DECAYS[decay_type]
-    lowest = _at_least_zero("min_lr_factor", min_lr_factor)
-    if lowest > 1:
-        raise ParameterError("min_lr_factor", f"must be at most 1, not {lowest:g}")
+    lowest = fraction("min_lr_factor", min_lr_factor)
     stable_until = max_step + 1 - decay_steps
 
     def schedule(step: int) -> float:
@@ -400,9 +381,9 @@ def wrap(schedule: Schedule, start: int = 0, duration: int = 1, minimum: float =
     Raises:
         ParameterError: If a parameter is out of its range.
     """
-    start = _count("start", start, 0)
-    duration = _count("duration", duration, 1)
-    minimum = _at_least_zero("minimum", minimum)
+    start = count("start", start, 0)
+    duration = count("duration", duration, 1)
+    minimum = at_least_zero("minimum", minimum)
 
     def wrapped(step: int) -> float:
         step -= start
@@ -412,62 +393,10 @@ def wrap(schedule: Schedule, start: int = 0, duration: int = 1, minimum: float =
     return wrapped
 
 
-_MOST = 1e100  # beyond it products overflow
-
-
-def _number(name: str, value: object) -> float:
-    number = math.nan
-    if not isinstance(value, bool) and isinstance(value, Real):
-        with suppress(OverflowError):
-            number = float(value)
-    if not abs(number) <= _MOST:  # NaN too
-        raise ParameterError(name, f"must be a finite number, not {_shown(value)}")
-    return number
-
-
-def _positive(name: str, value: object) -> float:
-    number = _number(name, value)
-    if number <= 0:
-        raise ParameterError(name, f"must be greater than 0, not {value!r}")
-    return number
-
-
-def _at_least_zero(name: str, value: object) -> float:
-    number = _number(name, value)
-    if number < 0:
-        raise ParameterError(name, f"must be at least 0, not {value!r}")
-    return number
-
-
-def _count(name: str, value: object, least: int) -> int:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # 8e3 is how configs write 8000
-    if isinstance(value, SupportsIndex) and not isinstance(value, bool):
-        count = operator.index(value)
-        if count > MOST_STEPS:
-            raise ParameterError(name, f"must be at most {MOST_STEPS}, not {_shown(value)}")
-        if count >= least:
-            return count
-    raise ParameterError(name, f"must be a whole number of at least {least}, not {_shown(value)}")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _warmup_within(warmup_steps: object, max_step: object) -> tuple[int, int]:
-    warmup = _count("warmup_steps", warmup_steps, 0)
-    last = _count("max_step", max_step, 1)
-    if last <= warmup:
-        raise ParameterError("max_step", f"must be greater than warmup_steps, which is {warmup}, not {last}")
-    return warmup, last
-
-
 def _decay_steps(decay_ratio: object, warmup_steps: int, max_step: int) -> int:
     if decay_ratio is None:
         return max_step - warmup_steps
-    ratio = _positive("decay_ratio", decay_ratio)
+    ratio = positive("decay_ratio", decay_ratio)
     steps = round(max_step * ratio)
     if steps < 1 or warmup_steps + steps > max_step:
         raise ParameterError(

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from ckpttool.errors import CkpttoolError, UsageError
-from ckpttool.schedules.family import WRAPPER, Kind, ScheduleSpec, Value, Values, find_kind
+from ckpttool.schedules.checks import MOST_STEPS, ParameterError
+from ckpttool.schedules.family import WRAPPER, ScheduleSpec
+from ckpttool.schedules.kinds import Kind, Value, Values, find_kind
 from ckpttool.schedules.landmarks import default_last_step, landmarks
-from ckpttool.schedules.rates import MOST_STEPS, ParameterError
 from ckpttool.text import parameter
 
 __all__ = ["Curve", "MissingParametersError", "Request", "make_request", "title"]

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ckpttool.errors import UsageError
-from ckpttool.schedules.family import suggest
-from ckpttool.schedules.rates import MOST_STEPS
+from ckpttool.schedules.checks import MOST_STEPS
+from ckpttool.schedules.kinds import suggest
 from ckpttool.text import parameter
 
 __all__ = ["MARKERS", "StepSelection", "parse_steps", "salient_steps", "these_steps"]

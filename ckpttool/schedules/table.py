@@ -10,8 +10,8 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Literal, TypeVar
 
+from ckpttool.schedules.checks import Schedule
 from ckpttool.schedules.family import Dtype, Semantics
-from ckpttool.schedules.rates import Schedule
 from ckpttool.schedules.request import Curve
 
 __all__ = ["FORMATS", "SUFFIXES", "Format", "Rows", "render"]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from ckpttool.errors import UnreadableError, UsageError
+from ckpttool.schedules.checks import MOST_STEPS
 from ckpttool.schedules.family import Semantics
-from ckpttool.schedules.rates import MOST_STEPS
 from ckpttool.text import parameter
 
 __all__ = ["FORMATS", "LogFormat", "Record", "TrainLog", "compile_pattern", "read_log"]

@@ -14,8 +14,8 @@ from ckpttool.cli.lr_schedule.parsing import number, option_names, pairs, worded
 from ckpttool.cli.lr_schedule.terminal import canvas_columns, draw, draws_braille, has_colour, terminal_width
 from ckpttool.errors import UsageError
 from ckpttool.operations.learning_rates import LearningRates, check_reports, fit_learning_rates, learning_rates
-from ckpttool.schedules.family import find_kind
-from ckpttool.schedules.rates import MOST_STEPS
+from ckpttool.schedules.checks import MOST_STEPS
+from ckpttool.schedules.kinds import find_kind
 from ckpttool.schedules.table import FORMATS, Format, render
 from ckpttool.text import parameter
 from ckpttool.text import render as render_text
@@ -69,7 +69,9 @@ Examples:
     "--schedule",
     metavar="NAME",
     help="noam (default), rsqrt, inv-sqrt, cosine, rnmt+ as in OpenNMT-tf; inverse-sqrt as in fairseq and "
-    "transformers; linear, cosine-warmup, wsd; constant.",
+    "transformers; constant, constant-warmup, linear, cosine-warmup, cosine-restarts, cosine-min-lr, polynomial, "
+    "hf-wsd as in transformers; one-cycle, warm-restarts, step, multi-step, exponential as in torch; wsd as in "
+    "torchtitan.",
 )
 @click.option(
     "--param",

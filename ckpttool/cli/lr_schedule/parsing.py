@@ -9,7 +9,7 @@ import click
 
 from ckpttool.cli._wording import option_of
 from ckpttool.errors import CkpttoolError, UsageError
-from ckpttool.schedules.family import Kind, Value
+from ckpttool.schedules.kinds import Kind, Value
 from ckpttool.schedules.request import MissingParametersError
 from ckpttool.text import render
 
