@@ -13,8 +13,11 @@ from ckpttool.ema.files import find_stored_average, folder_average
 from ckpttool.ema.stored_average import StoredAverage
 from ckpttool.engine.run import execute
 from ckpttool.errors import MismatchError, NotFoundError, UnreadableError, UnsupportedError, UsageError
+from ckpttool.formats.average_keys import COPY_KEYS, FLATTENED_LISTS, LISTS, PREFIXES, SLOTS, Slot
 from ckpttool.operations.stored_ema import make_stored_plan
 from ckpttool.planning.request import Policy
+from ckpttool.reading.snapshot import Snapshot
+from ckpttool.reading.storage import LocalStorage
 from ckpttool.reading.values import read_values
 
 State = dict[str, torch.Tensor]
@@ -784,3 +787,38 @@ def test_an_integer_in_the_place_of_an_average_is_refused(tmp_path: Path) -> Non
     tree = {"model": RAW, "ema": {**AVERAGE, "head.weight": torch.zeros(7, 5, dtype=torch.int64)}}
     with pytest.raises(MismatchError, match=r"head\.weight is float32, and its average int64"):
         find_stored_average(save(tmp_path / "c.pt", tree))
+
+
+# --- The table --------------------------------------------------------------------------------------------------
+
+
+def test_every_key_of_the_table_says_that_a_set_of_tensors_is_an_average() -> None:
+    """So that what is searched for an average is not taken for the weights when a file is opened."""
+    keys = [[key for key in slot.path if isinstance(key, str)] for slot in SLOTS]
+    keys += [[key] for key, _ in LISTS] + [[prefix] for prefix in (*PREFIXES, *FLATTENED_LISTS)]
+    assert [path for path in keys if not any(COPY_KEYS.search(key) for key in path)] == []
+
+
+@pytest.mark.parametrize("slot", [slot for slot in SLOTS if "*" not in slot.path], ids=lambda slot: slot.framework)
+def test_every_slot_of_the_table_is_found_with_its_kind(slot: Slot, tmp_path: Path) -> None:
+    tree: dict[str, Any] = dict.fromkeys(slot.when or ("model",), RAW)
+    node = tree
+    for key in slot.path[:-1]:
+        node = node.setdefault(str(key), {})
+    node[str(slot.path[-1])] = AVERAGE
+    found = find_stored_average(save(tmp_path / "c.pt", tree))
+    assert (found.where, found.kind, found.in_place) == (".".join(map(str, slot.path)), slot.kind, False)
+    expect(found, AVERAGE)
+
+
+def test_a_directory_is_listed_once_to_find_what_is_next_to_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "last.ckpt", {"state_dict": RAW})
+    save(tmp_path / "last-EMA.ckpt", {"state_dict": AVERAGE})
+    listed: list[Path] = []
+    plain = LocalStorage.list
+    monkeypatch.setattr(LocalStorage, "list", lambda self, path: listed.append(path) or plain(self, path))
+    found = find_stored_average(tmp_path / "last.ckpt", snapshot=Snapshot())
+    assert found.framework == "NeMo"
+    assert listed.count(tmp_path) == 1

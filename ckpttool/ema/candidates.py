@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckpttool.ema.alignment import Values, align
 from ckpttool.ema.name_maps import NameMap, match_names
-from ckpttool.ema.stored_average import StoredAverage, pair_with_weights
+from ckpttool.ema.stored_average import Origin, StoredAverage, pair_with_weights
 from ckpttool.errors import MismatchError, UnsupportedError
-from ckpttool.formats.average_keys import MOVING_AVERAGE, AverageKind
-from ckpttool.formats.section_names import KeyPath
 from ckpttool.tensors import Checkpoint, TensorSpec
 from ckpttool.text import first_names, parameter
 
@@ -45,15 +43,17 @@ class Candidate:
 def pair_by_name(
     candidate: Candidate,
     average: Mapping[str, TensorSpec],
-    framework: str,
-    where: str,
-    why: str,
+    origin: Origin,
     *,
     weights: Mapping[str, TensorSpec] | None = None,
-    drop: Sequence[KeyPath] = (),
-    kind: AverageKind = MOVING_AVERAGE,
 ) -> StoredAverage:
-    """Pair named tensors with the weights; see `StoredAverage` for the arguments.
+    """Pair named tensors with the weights.
+
+    Args:
+        candidate: The checkpoint.
+        average: The average's tensors, by its own names.
+        origin: Where they were found.
+        weights: The trained weights; None: those of the candidate.
 
     Raises:
         MismatchError: Half of them or more belong to no weight.
@@ -62,45 +62,49 @@ def pair_by_name(
     names = match_names(average, weights)
     if names is None:
         raise MismatchError(
-            f"{candidate.path}: the average at {where} does not match the weights by name and shape: "
+            f"{candidate.path}: the average at {origin.where} does not match the weights by name and shape: "
             f"{first_names(average)}",
             path=candidate.path,
             hint=f"{parameter('section')} says where the weights are, where another set was taken for them.",
         )
-    return pair_with_weights(
-        candidate.checkpoint, weights, average, names, framework=framework, where=where, why=why, drop=drop, kind=kind
-    )
+    return pair_with_weights(candidate.checkpoint, weights, average, names, origin)
 
 
 def pair_list(
     candidate: Candidate,
     average: Sequence[TensorSpec],
-    weights: Mapping[str, TensorSpec],
-    framework: str,
-    where: str,
-    why: str,
+    origin: Origin,
     *,
+    weights: Mapping[str, TensorSpec] | None = None,
     ordered: bool = True,
-    drop: Sequence[KeyPath] = (),
 ) -> StoredAverage:
-    """Pair a list without names with the weights; see `align` and `StoredAverage` for the arguments.
+    """Pair a list without names with the weights.
+
+    Args:
+        candidate: The checkpoint.
+        average: The list.
+        origin: Where it was found.
+        weights: The trained weights; None: those of the candidate.
+        ordered: Whether the list is in the model's order.
 
     Raises:
         UnsupportedError: There are no weights next to the list, and no other checkpoint was named.
         MismatchError: The list does not fit, or stays ambiguous.
     """
+    weights = candidate.weights if weights is None else weights
     owner = candidate.names_from if candidate.names_from is not None else candidate.checkpoint
     if candidate.names_from is not None:
         weights = candidate.names_from.weights
+    where = f"{candidate.path}: {origin.where}"
     if set(weights.values()) <= set(average):
         raise UnsupportedError(
-            f"{candidate.path}: the average at {where} is a list without names, and there are no weights next to it",
+            f"{where}: the average is a list without names, and there are no weights next to it",
             path=candidate.path,
             hint=f"{parameter('names_from')} takes the names, and what the average does not cover, from a checkpoint "
             "of the model.",
         )
     keeps_order = ordered and owner.format != "safetensors"
-    found = align(average, weights, ordered=keeps_order, where=f"{candidate.path}: {where}", values=candidate.values)
+    found = align(average, weights, ordered=keeps_order, where=where, values=candidate.values)
     tensors = {str(index): spec for index, spec in enumerate(average)}
     names = NameMap({name: str(index) for name, index in found.indices.items()})
     return pair_with_weights(
@@ -108,10 +112,7 @@ def pair_list(
         weights,
         tensors,
         names,
-        framework=framework,
-        where=where,
-        why=why,
+        origin if owner is candidate.checkpoint else replace(origin, drop=()),
         source=candidate.checkpoint,
-        drop=drop if owner is candidate.checkpoint else (),
         notes=(f"the list was aligned {found.why}",),
     )

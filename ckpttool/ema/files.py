@@ -1,7 +1,7 @@
-"""Moving averages in files and folders of their own, and opening what holds one.
+"""Opening what holds a moving average, and averages in files and folders of their own.
 
-Some trainers write the average beside the weights: ``X-EMA.ckpt``, ``unet_ema/``, ``ema_0.9999_500000.pt``. Given the
-weights, the average is found beside them; given the average itself, there is nothing to apply.
+Some trainers write the average next to the weights: ``X-EMA.ckpt``, ``unet_ema/``, ``ema_0.9999_500000.pt``. Given the
+weights, the average next to them is found; given the average itself, there is nothing to apply.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from pathlib import Path
 from ckpttool.ema.alignment import Values
 from ckpttool.ema.locating import recognise
 from ckpttool.ema.name_maps import match_names
-from ckpttool.ema.stored_average import StoredAverage, already_in_place, pair_with_weights
+from ckpttool.ema.stored_average import Origin, StoredAverage, already_in_place, pair_with_weights
 from ckpttool.ema.trees import module_tensors
 from ckpttool.errors import CkpttoolError, MismatchError, NotFoundError, UnsupportedError, UsageError
 from ckpttool.formats import open_checkpoint
 from ckpttool.formats.average_keys import LISTS
+from ckpttool.reading.snapshot import Snapshot
 from ckpttool.selection.choice import weights_file
 from ckpttool.tensors import Checkpoint
-from ckpttool.text import first_names
+from ckpttool.text import first_names, parameter
 
-__all__ = ["averages_beside", "find_stored_average", "folder_average", "trained_beside"]
+__all__ = ["find_stored_average", "folder_average"]
 
 _AVERAGE_FILES = (
     (r"(?P<stem>.+)-EMA(?P<suffix>\.ckpt)", "{stem}{suffix}", "NeMo"),
@@ -33,11 +34,13 @@ _AVERAGE_FILES = (
     (r"ema[-_](?P<stem>.+)(?P<suffix>\.[A-Za-z]+)", "{stem}{suffix}", "a file of its own"),
     (r"(?P<stem>.+)[-_]ema", "{stem}", "a folder of its own (diffusers, SwissArmyTransformer, Open-Sora)"),
 )
-"""(pattern of the average's name, name of the weights it belongs to, who does it)."""
+"""(pattern of the average's name, name of the weights it belongs to, framework)."""
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
-def trained_beside(path: Path) -> tuple[Path, str] | None:
-    """Whether a name says that this is an average: the path of its weights, there or not, and whose pattern it is."""
+def _weights_of(path: Path) -> tuple[Path, str] | None:
+    """For a name that says that this is an average: the path of its weights, there or not, and the framework."""
     for pattern, weights, framework in _AVERAGE_FILES:
         match = re.fullmatch(pattern, path.name)
         if match:
@@ -45,29 +48,36 @@ def trained_beside(path: Path) -> tuple[Path, str] | None:
     return None
 
 
-def averages_beside(path: Path) -> list[tuple[Path, str]]:
-    """The averages of these weights that stand beside them, by name."""
+def _averages_next_to(path: Path, snapshot: Snapshot) -> list[tuple[Path, str]]:
+    """The averages of these weights in the same directory, by name."""
     found = []
-    directory = path.resolve().parent if path.name in {"", ".", ".."} else path.parent
-    for other in sorted(directory.iterdir()):
-        if other == path or other.is_dir() != path.is_dir():
+    directory = snapshot.resolve(path).parent if path.name in {"", ".", ".."} else path.parent
+    for name, item in snapshot.list(directory).items():
+        other = directory / name
+        if other == path or (item.kind == "directory") != snapshot.is_dir(path):
             continue
-        belongs = trained_beside(other)
+        belongs = _weights_of(other)
         if belongs is not None and belongs[0].name == path.name:
             found.append((other, belongs[1]))
     return found
 
 
-def folder_average(directory: Path) -> tuple[Path, Path] | None:
+def folder_average(directory: Path, snapshot: Snapshot | None = None) -> tuple[Path, Path] | None:
     """The weights and their average where a directory holds both: ``unet/`` and ``unet_ema/``.
+
+    Args:
+        directory: The directory.
+        snapshot: The operation's view of the storage; None: a new one.
 
     Raises:
         UsageError: It holds several such pairs.
     """
+    snapshot = snapshot or Snapshot()
     pairs: list[tuple[Path, Path]] = []
-    for inner in sorted(directory.iterdir()):
-        belongs = trained_beside(inner) if inner.is_dir() else None
-        if belongs is not None and _has_weights(inner) and _has_weights(belongs[0]):
+    for name, item in snapshot.list(directory).items():
+        inner = directory / name
+        belongs = _weights_of(inner) if item.kind == "directory" else None
+        if belongs is not None and _has_weights(inner, snapshot) and _has_weights(belongs[0], snapshot):
             pairs.append((belongs[0], inner))
     if len(pairs) > 1:
         raise UsageError(
@@ -78,11 +88,10 @@ def folder_average(directory: Path) -> tuple[Path, Path] | None:
     return pairs[0] if pairs else None
 
 
-def _has_weights(directory: Path) -> bool:
-    """Whether a folder holds files of weights itself (a model's folder, and not a run's)."""
-    return directory.is_dir() and any(
-        item.is_file() and item.name.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
-        for item in directory.iterdir()
+def _has_weights(directory: Path, snapshot: Snapshot) -> bool:
+    """Whether a directory holds files of weights itself (a model's, and not a run's)."""
+    return snapshot.is_dir(directory) and any(
+        item.kind == "file" and name.endswith(_WEIGHTS) for name, item in snapshot.list(directory).items()
     )
 
 
@@ -93,56 +102,59 @@ def find_stored_average(
     slot: str | None = None,
     names_from: str | Path | None = None,
     values: Values | None = None,
+    snapshot: Snapshot | None = None,
 ) -> StoredAverage:
-    """Find the moving average that a checkpoint holds, or that stands beside it. No weight is read where names decide.
+    """Find the moving average that a checkpoint holds, or that is next to it. No weight is read where names decide.
 
     Args:
-        path: A checkpoint file or folder: the weights, or the average itself.
+        path: A checkpoint file or directory: the weights, or the average itself.
         section: Dotted key path of the trained weights, where they are not found by themselves.
-        slot: Which average, where there are several: a dotted key path, or the name of a file beside.
+        slot: Which average, where there are several: a dotted key path, or the name of a file next to the weights.
         names_from: A checkpoint of the same model, for averages without names.
-        values: How tensors are read, for lists that only their values align; None: by the engine.
+        values: How tensors are read, for lists that only their values align; None: `ckpttool.reading.values`.
+        snapshot: The operation's view of the storage; None: a new one.
 
     Raises:
         NotFoundError: There is none.
         UsageError: There are several, and `slot` does not say which.
-        MismatchError: It does not answer to the weights.
+        MismatchError: It does not match the weights.
         UnreadableError: A file cannot be read.
     """
-    path = Path(path)
+    path, snapshot = Path(path), snapshot or Snapshot()
     names = None if names_from is None else open_checkpoint(weights_file(Path(names_from)))
-    pair = folder_average(path) if path.is_dir() else None
+    pair = folder_average(path, snapshot) if snapshot.is_dir(path) else None
     if pair is not None:
         return _from_files(pair[0], pair[1], "folders of their own (diffusers)", section, values)
+    file = weights_file(path)
     try:
-        checkpoint = _open(weights_file(path), section)
+        checkpoint = _open(file, section)
     except UnsupportedError:
-        pickled = _pickled(weights_file(path)) if section is None else None
+        pickled = _pickled(file) if section is None else None
         if pickled is None:
             raise
         return pickled
-    beside = averages_beside(path)
-    chosen = [item for item in beside if slot == item[0].name]
+    others = _averages_next_to(path, snapshot)
+    chosen = [item for item in others if slot == item[0].name]
     if not chosen:
         found = recognise(checkpoint, slot=slot, names_from=names, values=values)
         if found is not None:
             return found
-        belongs = trained_beside(path)
+        belongs = _weights_of(path)
         if belongs is not None:
-            return _itself(checkpoint, path, *belongs)
-    if len(chosen or beside) > 1:
+            return _itself(checkpoint, path, *belongs, snapshot)
+    if len(chosen or others) > 1:
         raise UsageError(
-            f"{path}: there are several averages of it: {', '.join(item[0].name for item in beside)}",
+            f"{path}: there are several averages of it: {', '.join(item[0].name for item in others)}",
             path=path,
-            hint=f"Name the one you want itself, or say --slot {beside[0][0].name}.",
+            hint=f"Name the one you want itself, or say {parameter('slot', others[0][0].name)}.",
         )
-    for other, framework in chosen or beside:
+    for other, framework in chosen or others:
         return _from_files(path, other, framework, section, values)
     raise NotFoundError(
-        f"{path}: no moving average in it or beside it{_holds(checkpoint)}",
+        f"{path}: no moving average in it or next to it{_holds(checkpoint)}",
         path=path,
-        hint="Was the run's configuration one that keeps an average? From the checkpoints of a whole run, one can be "
-        "computed: ckpttool ema-apply MODEL_DIR --decay 0.9999",
+        hint="Did the run's configuration ask for one? From the checkpoints of a whole run, one can be computed: name "
+        f"the model directory, with {parameter('decay', 0.9999)}.",
     )
 
 
@@ -152,7 +164,7 @@ def _holds(checkpoint: Checkpoint) -> str:
 
 
 def _open(path: Path, section: str | None) -> Checkpoint:
-    """Open a checkpoint, also one that holds nothing but a list without names or a pickled module."""
+    """Open a checkpoint, also one that holds nothing but a list without names."""
     try:
         return open_checkpoint(path, section=section)
     except (UnsupportedError, UsageError):
@@ -190,32 +202,19 @@ def _pickled(path: Path) -> StoredAverage | None:
         return None
     tensors = average or model
     checkpoint = Checkpoint(path, "torch", tensors, section=where, provenance=provenance, files=(path,))
-    notes = ("only the tensors can be written, under the names of its state_dict: the module's code is not here",)
-    return already_in_place(
-        checkpoint,
-        tensors,
-        framework="YOLOv5, Ultralytics",
-        where=where,
-        why=why,
-        trained=trained,
-        renamed=True,
-        notes=notes,
-    )
+    note = "only the tensors can be written, under the names of its state_dict: the module's code is not here"
+    origin = Origin("YOLOv5, Ultralytics", where, why)
+    return already_in_place(checkpoint, tensors, origin, trained=trained, renamed=True, notes=(note,))
 
 
-def _itself(checkpoint: Checkpoint, path: Path, trained: Path, framework: str) -> StoredAverage:
-    said = f", the average of {trained.name}" + ("" if trained.exists() else ", which is not there")
-    return already_in_place(
-        checkpoint,
-        checkpoint.weights,
-        framework=framework,
-        where=path.name,
-        why=f"its name says that it is the average itself{said}",
-    )
+def _itself(checkpoint: Checkpoint, path: Path, trained: Path, framework: str, snapshot: Snapshot) -> StoredAverage:
+    missing = "" if snapshot.exists(trained) else ", which is not there"
+    why = f"its name says that it is the average itself, the average of {trained.name}{missing}"
+    return already_in_place(checkpoint, checkpoint.weights, Origin(framework, path.name, why))
 
 
 def _from_files(path: Path, other: Path, framework: str, section: str | None, values: Values | None) -> StoredAverage:
-    """An average in a file or folder of its own."""
+    """An average in a file or directory of its own."""
     weights = open_checkpoint(weights_file(path), section=section)
     average = _open(weights_file(other), section)
     stored = recognise(average, names_from=weights, values=values)
@@ -226,17 +225,11 @@ def _from_files(path: Path, other: Path, framework: str, section: str | None, va
     names = match_names(average.weights, weights.weights)
     if names is None:
         raise MismatchError(
-            f"{other}: its tensors do not answer to those of {path.name} by name and shape",
+            f"{other}: its tensors do not match those of {path.name} by name and shape",
             path=other,
             hint="Are both of one model? Name the file that you want itself.",
         )
+    why = f"{other.name} is next to {path.name}, and its tensors have the same names and shapes"
     return pair_with_weights(
-        weights,
-        weights.weights,
-        average.weights,
-        names,
-        framework=framework,
-        where=other.name,
-        why=f"{other.name} stands beside {path.name}, and its tensors have the same names and shapes",
-        source=average,
+        weights, weights.weights, average.weights, names, Origin(framework, other.name, why), source=average
     )

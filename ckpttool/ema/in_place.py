@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from ckpttool.ema.alignment import numbered
 from ckpttool.ema.candidates import Candidate, pair_by_name, pair_list
 from ckpttool.ema.name_maps import match_names
-from ckpttool.ema.stored_average import StoredAverage, already_in_place
+from ckpttool.ema.stored_average import Origin, StoredAverage, already_in_place
 from ckpttool.ema.trees import at, tensors_below, walk
 from ckpttool.formats.average_keys import SLOTS
 from ckpttool.formats.section_names import KeyPath
@@ -32,12 +32,14 @@ def mmengine(candidate: Candidate) -> StoredAverage | None:
     return already_in_place(
         candidate.checkpoint,
         candidate.weights,
-        framework="mmengine EMAHook",
-        where="state_dict",
-        why="ema_state_dict has the counter 'steps' and names after 'module.': mmengine swaps the two sets when it "
-        "saves, so state_dict is the average and ema_state_dict the trained weights",
+        Origin(
+            "mmengine EMAHook",
+            "state_dict",
+            "ema_state_dict has the counter 'steps' and names after 'module.': mmengine swaps the two sets when it "
+            "saves, so state_dict is the average and ema_state_dict the trained weights",
+            drop=(("ema_state_dict",),),
+        ),
         trained={name: raw[name] for name in candidate.weights if name in raw},
-        drop=(("ema_state_dict",),),
     )
 
 
@@ -50,17 +52,19 @@ def lightning(candidate: Candidate) -> StoredAverage | None:
     return already_in_place(
         candidate.checkpoint,
         candidate.weights,
-        framework="Lightning WeightAveraging",
-        where="state_dict",
-        why="current_model_state and averaging_state are there: Lightning 2.6 and later put the average into "
-        "state_dict and the trained weights into current_model_state",
+        Origin(
+            "Lightning WeightAveraging",
+            "state_dict",
+            "current_model_state and averaging_state are there: Lightning 2.6 and later put the average into "
+            "state_dict and the trained weights into current_model_state",
+            drop=(("current_model_state",), ("averaging_state",)),
+        ),
         trained={name: specs[name] for name in candidate.weights if name in specs},
-        drop=(("current_model_state",), ("averaging_state",)),
     )
 
 
 def composer(candidate: Candidate) -> StoredAverage | None:
-    """The EMA algorithm swaps at evaluation, and a checkpoint of that moment says so in a flag."""
+    """The EMA algorithm swaps the two sets at evaluation; a checkpoint of that moment says so in a flag."""
     algorithms = at(candidate.tree, ("state", "algorithms"))
     entries = list(enumerate(algorithms)) if isinstance(algorithms, list) else []
     for index, entry in entries:
@@ -74,28 +78,21 @@ def composer(candidate: Candidate) -> StoredAverage | None:
             named.update(tensors_below(at(state, ("ema_model", part)) or {}, candidate.path))
         if state.get("ema_weights_active") is True:
             names = match_names(named, candidate.weights)
+            why = f"{place} has ema_weights_active=True: when this was saved, state.model held the average"
             return already_in_place(
                 candidate.checkpoint,
                 candidate.weights,
-                framework="Composer EMA",
-                where="state.model",
-                why=f"{place} has ema_weights_active=True: when this was saved, state.model held the average",
+                Origin("Composer EMA", "state.model", why, drop),
                 trained={name: named[own] for name, own in names.pairs.items()} if names else {},
-                drop=drop,
             )
-        return pair_by_name(
-            candidate,
-            named,
-            "Composer EMA",
-            f"{place}.1.ema_model",
-            f"{place} has ema_weights_active={state.get('ema_weights_active')}: state.model holds the trained weights",
-            drop=drop,
-        )
+        flag = state.get("ema_weights_active")
+        why = f"{place} has ema_weights_active={flag}: state.model holds the trained weights"
+        return pair_by_name(candidate, named, Origin("Composer EMA", f"{place}.1.ema_model", why, drop))
     return None
 
 
 def nequip(candidate: Candidate) -> StoredAverage | None:
-    """The parameters' list swaps with the model at validation, and a checkpoint of that moment says so in a flag."""
+    """The list of parameters is swapped with the model at validation; a checkpoint of that moment says so in a flag."""
     states = [
         (path, node)
         for path, node in walk(candidate.tree)
@@ -112,23 +109,18 @@ def nequip(candidate: Candidate) -> StoredAverage | None:
     rest = {name: spec for name, spec in candidate.weights.items() if name not in ours}
     drop = (path,)
     if state["is_holding_ema_weights"] is not True:
-        return already_in_place(
-            candidate.checkpoint,
-            rest,
-            framework="nequip",
-            where=candidate.checkpoint.section or "the weights",
-            why=f"{dotted(path)} says is_holding_ema_weights=False: this was saved while the two sets were swapped, "
-            "and the model holds the average",
-            drop=drop,
+        where = candidate.checkpoint.section or "the weights"
+        why = (
+            f"{dotted(path)} says is_holding_ema_weights=False: this was saved while the two sets were swapped, and "
+            "the model holds the average"
         )
+        return already_in_place(candidate.checkpoint, rest, Origin("nequip", where, why, drop))
+    why = f"{dotted(path)} says is_holding_ema_weights=True: the model holds the trained weights"
     return pair_list(
         candidate,
         [candidate.weights[name] for name in listed],
-        rest,
-        "nequip",
-        f"{prefix}ema_weight*",
-        f"{dotted(path)} says is_holding_ema_weights=True: the model holds the trained weights",
-        drop=drop,
+        Origin("nequip", f"{prefix}ema_weight*", why, drop),
+        weights=rest,
     )
 
 
@@ -138,11 +130,11 @@ def only_average(candidate: Candidate) -> StoredAverage | None:
     kind = next((slot.kind for slot in SLOTS if slot.key == section), None)
     if kind is not None and section is not None:
         why = f"the file's only set of weights is called {section}"
-        return already_in_place(
-            candidate.checkpoint, candidate.weights, framework="not said", where=section, why=why, kind=kind
-        )
+        origin = Origin("not said", section, why, kind=kind)
+        return already_in_place(candidate.checkpoint, candidate.weights, origin)
     decay = candidate.checkpoint.values.get("opt.average_decay")
     if isinstance(decay, (int, float)) and decay > 0:
         why = f"opt.average_decay is {decay:g}: OpenNMT-py saves the average in place of the trained weights"
-        return already_in_place(candidate.checkpoint, candidate.weights, framework="OpenNMT-py", where=section, why=why)
+        origin = Origin("OpenNMT-py", section or "the weights", why)
+        return already_in_place(candidate.checkpoint, candidate.weights, origin)
     return None

@@ -17,7 +17,7 @@ from ckpttool.ema.in_place import composer, lightning, mmengine, nequip, only_av
 from ckpttool.ema.name_maps import NameMap, match_names
 from ckpttool.ema.parameter_lists import flattened_list, plain_list
 from ckpttool.ema.state_dicts import averaged_model, component, ema_pytorch, lit_ema, mmcv, prefixed
-from ckpttool.ema.stored_average import StoredAverage, pair_with_weights
+from ckpttool.ema.stored_average import Origin, StoredAverage, pair_with_weights
 from ckpttool.ema.trees import at, tensors_below, tree_of, walk
 from ckpttool.errors import UsageError
 from ckpttool.formats.average_keys import LISTS, RUNNING_MEAN, SLOTS, Slot
@@ -104,9 +104,8 @@ def _own(candidate: Candidate) -> StoredAverage | None:
             decay, step = node.get("decay"), node.get("step")
             why = f"{dotted(path)} says that it is a ckpttool.MovingAverage (decay {decay}, step {step})"
             place = dotted((*path, "shadow"))
-            return pair_by_name(
-                candidate, tensors_below(node["shadow"], candidate.path), "ckpttool.training", place, why, drop=(path,)
-            )
+            average = tensors_below(node["shadow"], candidate.path)
+            return pair_by_name(candidate, average, Origin("ckpttool.training", place, why, (path,)))
     return None
 
 
@@ -128,15 +127,13 @@ def _stored_map(candidate: Candidate) -> StoredAverage | None:
                 continue
             left = [name for name in average if name not in pairs.values()]
             names = NameMap({name: pairs[name] for name in candidate.weights if name in pairs}, tuple(left))
+            why = f"{dotted(path)} holds ema_params, and module_name_to_ema_name maps them to the weights"
             return pair_with_weights(
                 candidate.checkpoint,
                 candidate.weights,
                 average,
                 names,
-                framework="ace / fme",
-                where=dotted((*path, "ema_params")),
-                why=f"{dotted(path)} holds ema_params, and module_name_to_ema_name maps them to the weights",
-                drop=(path,),
+                Origin("ace / fme", dotted((*path, "ema_params")), why, (path,)),
             )
     return None
 
@@ -178,7 +175,7 @@ def _slots(candidate: Candidate, chosen: str | None) -> Iterator[StoredAverage]:
             place = _path_of(candidate.tree, where)
             if names is not None and place is not None:
                 why = f"{where} holds tensors of the weights' names and shapes, and its name says average"
-                yield pair_by_name(candidate, average, "not one of the table", where, why, drop=(place,))
+                yield pair_by_name(candidate, average, Origin("not one of the table", where, why, (place,)))
 
 
 def _path_of(tree: Any, where: str) -> KeyPath | None:
@@ -197,5 +194,5 @@ def _at_slot(candidate: Candidate, path: KeyPath, slot: Slot, drop: tuple[KeyPat
     weights = {"state_dict", "model", "params", "student", "encoder"}
     others = ", ".join(str(key) for key in candidate.tree if key in weights)
     why = f"{dotted(path)} is next to {others or 'the weights'} and has their names and shapes"
-    found = pair_by_name(candidate, average, slot.framework, dotted(path), why, drop=drop, kind=slot.kind)
+    found = pair_by_name(candidate, average, Origin(slot.framework, dotted(path), why, drop, slot.kind))
     return replace(found, notes=(Message(_WHOLE_RUN), *found.notes)) if slot.kind == RUNNING_MEAN else found

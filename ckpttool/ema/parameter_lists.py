@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ckpttool.ema.alignment import numbered
 from ckpttool.ema.candidates import Candidate, pair_list
-from ckpttool.ema.stored_average import StoredAverage
+from ckpttool.ema.stored_average import Origin, StoredAverage
 from ckpttool.ema.trees import walk
 from ckpttool.formats.average_keys import COUNTERS, FLATTENED_LISTS, LISTS
 from ckpttool.formats.sections import dotted
@@ -28,9 +28,8 @@ def flattened_list(candidate: Candidate) -> StoredAverage | None:
         }
         rest = {name: spec for name, spec in rest.items() if strip_wrappers(name) not in COUNTERS and spec.shape}
         average = [candidate.weights[name] for name in listed]
-        return pair_list(
-            candidate, average, rest, "SimpleTuner and others", f"{stem}*", f"names {stem}0 to {stem}{len(listed) - 1}"
-        )
+        origin = Origin("SimpleTuner and others", f"{stem}*", f"names {stem}0 to {stem}{len(listed) - 1}")
+        return pair_list(candidate, average, origin, weights=rest)
     return None
 
 
@@ -42,16 +41,9 @@ def plain_list(candidate: Candidate) -> StoredAverage | None:
         named = next((row for row in LISTS if path[-1] == row[0]), None)
         if named is not None:
             drop = (path[:-1],) if len(path) > 1 else (path,)
-            return pair_list(
-                candidate,
-                node,
-                candidate.weights,
-                named[1],
-                dotted(path),
-                f"{dotted(path)} is a list of {len(node)} tensors",
-                drop=drop,
-            )
+            why = f"{dotted(path)} is a list of {len(node)} tensors"
+            return pair_list(candidate, node, Origin(named[1], dotted(path), why, drop))
         if path[-1] == "ema" and len(path) > 1 and path[0] == "optimizer_states":
             why = f"{dotted(path)} is a list of {len(node)} tensors, in the order of the optimizer's parameter groups"
-            return pair_list(candidate, node, candidate.weights, "NeMo", dotted(path), why, ordered=False, drop=(path,))
+            return pair_list(candidate, node, Origin("NeMo", dotted(path), why, (path,)), ordered=False)
     return None

@@ -1,10 +1,10 @@
-"""Plain means that training keeps of its weights, and how much each is the mean of.
+"""Plain means of the weights that training stores, with the count of what each is the mean of.
 
-A mean M over the first n weights says their sum, n·M; so two of them say the sum, and the mean, of what lies between
-(`ckpttool.operations.running_mean_window`). That takes the count. icefall stores it in batches, as
+A mean M over the first n weights gives their sum, n·M; so two of them give the sum, and the mean, of the weights
+between them (`ckpttool.operations.running_mean_window`). That takes the count. icefall stores it in batches, as
 `batch_idx_train`; torch's AveragedModel, and what is built on it, in updates, as `n_averaged`.
 
-An exponential average has no such count, and the difference of two is no mean: it is refused here.
+An exponential average has no such count, and the difference of two is not a mean: it is refused here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ckpttool.ema.trees import KeyPath, at, dotted, tree_of, walk
 from ckpttool.errors import MismatchError, UsageError
 from ckpttool.reading.values import read_values
 from ckpttool.tensors import Checkpoint, TensorSpec
+from ckpttool.text import Message, parameter
 
 __all__ = ["RunningMean", "find_running_mean"]
 
@@ -28,7 +29,9 @@ _COUNT = "n_averaged"
 _EXPONENTIAL = re.compile(r"(?:^|[._])ema(?:[._]|$)|^EMA")
 _STATISTICS = ("running_mean", "running_var")
 
-_WITHOUT = "Without --window-from-running-mean, the weights of the checkpoints themselves are averaged."
+_WITHOUT = (
+    f"Without {parameter('window_from_running_mean', True)}, the weights of the checkpoints themselves are averaged."
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class RunningMean:
     """A plain mean of the weights since averaging began, as a checkpoint holds it.
 
     Attributes:
-        average: The mean, put beside the weights.
+        average: The mean, paired with the weights.
         count: How many it is the mean of, in `unit`.
         unit: "batches" or "updates".
         every: Units from one update of the mean to the next; the count is a multiple of it.
@@ -56,18 +59,18 @@ class RunningMean:
 
     @property
     def not_averaged(self) -> tuple[str, ...]:
-        """Weights of real numbers that are no part of the mean: uncovered ones, and copied batch-norm statistics."""
+        """Weights of real numbers that are not in the mean: uncovered ones, and copied batch-norm statistics."""
         return (*self.average.uncovered, *self.copied)
 
     @property
     def copied(self) -> tuple[str, ...]:
-        """Batch-norm statistics in the average of which nobody can tell whether they were averaged."""
+        """Batch-norm statistics in the average that may have been copied and not averaged."""
         if self.buffers_averaged:
             return ()
         return tuple(name for name in self.average.averaged if name.endswith(_STATISTICS))
 
     def view(self) -> Checkpoint:
-        """The checkpoint with the mean for its weights; what is no part of the mean is the trained weight, if any."""
+        """The checkpoint with the mean for its weights; what is not in the mean is the trained weight, if any."""
         weights = self.average.weights()
         for name in self.copied:
             weights[name] = self.average.trained.get(name, weights[name])
@@ -87,7 +90,7 @@ def find_running_mean(checkpoint: Checkpoint) -> RunningMean:
         return _icefall(checkpoint, tree)
     found = _recognised(checkpoint)
     if found is None:
-        lacking = "model_avg, the running mean that icefall keeps," if "batch_idx_train" in tree else "a running mean"
+        lacking = "model_avg, the running mean that icefall stores," if "batch_idx_train" in tree else "a running mean"
         raise MismatchError(
             f"{checkpoint.path}: {lacking} is not in it",
             path=checkpoint.path,
@@ -98,7 +101,7 @@ def find_running_mean(checkpoint: Checkpoint) -> RunningMean:
     if count is None:
         raise MismatchError(
             f"{checkpoint.path}: the average at {found.where} ({found.framework}) comes without a count of what it is "
-            "the mean of, as a running mean has one (batch_idx_train and average_period, or n_averaged)",
+            "the mean of, which a running mean has (batch_idx_train and average_period, or n_averaged)",
             path=checkpoint.path,
             hint=f"If it is an exponential average: {_segment('decay:0.999')}. {_WITHOUT}",
         )
@@ -114,20 +117,20 @@ def _icefall(checkpoint: Checkpoint, tree: Mapping[Any, Any]) -> RunningMean:
     period, stated = _number(tree.get("average_period")), _number(tree.get("batch_idx_train"))
     if not period or stated is None:
         raise MismatchError(
-            f"{checkpoint.path}: model_avg is in it, and average_period is not, so that nobody can tell up to which "
+            f"{checkpoint.path}: model_avg is in it, and average_period is not, so that it is not known up to which "
             "batch it is the mean",
             path=checkpoint.path,
             hint=_WITHOUT,
         )
     try:
         found = recognise(checkpoint, slot=_ICEFALL)
-    except UsageError:  # that nothing is at this slot, in words of ema-apply
+    except UsageError:  # nothing is at this slot
         found = None
     if found is None or found.where != _ICEFALL:
         raise MismatchError(
-            f"{checkpoint.path}: model_avg is no mean of these weights",
+            f"{checkpoint.path}: model_avg is not a mean of these weights",
             path=checkpoint.path,
-            hint=f"Where --section was given, leave it out. {_WITHOUT}",
+            hint=f"If {parameter('section')} was given, leave it out. {_WITHOUT}",
         )
     return RunningMean(found, stated // period * period, "batches", period, stated, buffers_averaged=True)
 
@@ -136,12 +139,12 @@ def _recognised(checkpoint: Checkpoint) -> StoredAverage | None:
     try:
         return recognise(checkpoint)
     except UsageError as error:
-        error.hint = f"Only a checkpoint with one average has a running mean that is beyond doubt. {_WITHOUT}"
+        error.hint = Message(f"Only of a checkpoint with one average is the running mean known. {_WITHOUT}")
         raise
 
 
 def _refuse_exponential(found: StoredAverage, tree: Mapping[Any, Any]) -> None:
-    """Refuse what says of itself that it is exponential: in its name, its callback's, or by a decay."""
+    """Refuse an average that is exponential by its name, its callback's name, or a stored decay."""
     path = found.checkpoint.path
     callbacks = tree.get("callbacks")
     named = map(str, callbacks if isinstance(callbacks, Mapping) else ())
@@ -165,8 +168,8 @@ def _refuse_exponential(found: StoredAverage, tree: Mapping[Any, Any]) -> None:
 
 def _segment(profile: str) -> str:
     return (
-        f"ckpttool ema-apply START END --stored-profile {profile} --segment FROM:TO -o OUTPUT, with its own decay and "
-        "the two steps"
+        f"the post-hoc EMA of the two checkpoints with {parameter('stored_profile', profile)} and "
+        f"{parameter('segment', 'FROM:TO')}, with its own decay and the two steps"
     )
 
 
@@ -175,7 +178,7 @@ def _own_state(tree: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
 
 
 def _counts(found: StoredAverage, tree: Mapping[Any, Any]) -> Iterator[Any]:
-    """What may be an average's count, nearest first: in it, beside it, before its names, where Lightning puts it."""
+    """Candidates for an average's count, nearest first: in it, next to it, under its prefix, at Lightning's key."""
     path = _path_of(tree, found.where)
     if path is not None:
         yield from (at(tree, (*parent, _COUNT)) for parent in (path, path[:-1]))

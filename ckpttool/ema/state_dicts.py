@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ckpttool.ema.candidates import Candidate, pair_by_name
 from ckpttool.ema.name_maps import NameMap, flatten, match_names, resolve_flat
-from ckpttool.ema.stored_average import StoredAverage, already_in_place, pair_with_weights
+from ckpttool.ema.stored_average import Origin, StoredAverage, already_in_place, pair_with_weights
 from ckpttool.errors import MismatchError
 from ckpttool.formats.average_keys import COMPONENTS, COUNTERS, PREFIXES
 from ckpttool.formats.wrappers import strip_wrappers
@@ -15,6 +15,8 @@ from ckpttool.tensors import TensorSpec
 from ckpttool.text import first_names, parameter
 
 __all__ = ["averaged_model", "component", "ema_pytorch", "lit_ema", "mmcv", "prefixed"]
+
+_INSIDE = "names inside the state dict"
 
 
 def averaged_model(candidate: Candidate) -> StoredAverage | None:
@@ -24,11 +26,17 @@ def averaged_model(candidate: Candidate) -> StoredAverage | None:
     inside = {name: spec for name, spec in candidate.weights.items() if name != "n_averaged"}
     if not inside or not all(name.startswith("module.") for name in inside):
         return None
-    return _unwrapped(
-        candidate,
-        inside,
-        "torch AveragedModel",
-        "the count n_averaged and names after 'module.': torch's AveragedModel, which holds nothing but the average",
+    bare = {strip_wrappers(name): spec for name, spec in inside.items()}
+    if len(bare) < len(inside):
+        bare = {name.split(".", 1)[1]: spec for name, spec in inside.items()}
+    prefix = next(iter(inside)).removesuffix(next(iter(bare)))
+    why = "the count n_averaged and names after 'module.': torch's AveragedModel, which holds nothing but the average"
+    return already_in_place(
+        candidate.checkpoint,
+        bare,
+        Origin("torch AveragedModel", candidate.checkpoint.section or f"{prefix}*", why),
+        renamed=True,
+        notes=(f"'{prefix}' was taken off the names",),
     )
 
 
@@ -46,36 +54,19 @@ def ema_pytorch(candidate: Candidate) -> StoredAverage | None:
     if not inside:
         return None
     why = f"{prefix}initted and names after '{prefix}ema_model.': the state of ema-pytorch's EMA"
+    origin = Origin("ema-pytorch", f"{prefix}ema_model.*", why)
     online = f"{prefix}online_model."
     rest = {name: spec for name, spec in candidate.weights.items() if not name.startswith(prefix or "ema_model.")}
     if prefix and match_names(inside, rest) is not None:
-        return pair_by_name(candidate, inside, "ema-pytorch", f"{prefix}ema_model.*", why, weights=rest)
+        return pair_by_name(candidate, inside, origin, weights=rest)
     raw = {name.removeprefix(online): spec for name, spec in candidate.weights.items() if name.startswith(online)}
     return already_in_place(
         candidate.checkpoint,
         inside,
-        framework="ema-pytorch",
-        where=f"{prefix}ema_model.*",
-        why=why,
+        origin,
         trained={name: raw[name] for name in inside if name in raw},
         renamed=True,
         notes=(f"'{prefix}ema_model.' was taken off the names",),
-    )
-
-
-def _unwrapped(candidate: Candidate, inside: Mapping[str, TensorSpec], framework: str, why: str) -> StoredAverage:
-    bare = {strip_wrappers(name): spec for name, spec in inside.items()}
-    if len(bare) < len(inside):
-        bare = {name.split(".", 1)[1]: spec for name, spec in inside.items()}
-    prefix = next(iter(inside)).removesuffix(next(iter(bare)))
-    return already_in_place(
-        candidate.checkpoint,
-        bare,
-        framework=framework,
-        where=candidate.checkpoint.section or f"{prefix}*",
-        why=why,
-        renamed=True,
-        notes=(f"'{prefix}' was taken off the names",),
     )
 
 
@@ -140,9 +131,7 @@ def _unflattened(candidate: Candidate, prefix: str, flat: Mapping[str, TensorSpe
         weights,
         flat,
         fitted,
-        framework="Stable Diffusion, latent diffusion (LitEma)",
-        where=f"{prefix}*",
-        why=why,
+        Origin("Stable Diffusion, latent diffusion (LitEma)", f"{prefix}*", why),
         renamed=any(name not in rest for name in found),
         notes=(note,),
     )
@@ -160,13 +149,14 @@ def mmcv(candidate: Candidate) -> StoredAverage | None:
     raw = {name: candidate.weights[f"ema_{own}"] for name, own in found.items()}
     if any(spec.shape != rest[name].shape for name, spec in raw.items()):
         return None
+    why = (
+        "names that begin with 'ema_' and have '_' for each dot: mmcv 1 swaps the two sets before it saves, so the "
+        "plain names are the average and the 'ema_' names the trained weights"
+    )
     return already_in_place(
         candidate.checkpoint,
         rest,
-        framework="mmcv 1 EMAHook",
-        where=candidate.checkpoint.section or "the weights",
-        why="names that begin with 'ema_' and have '_' for each dot: mmcv 1 swaps the two sets before it saves, so the "
-        "plain names are the average and the 'ema_' names the trained weights",
+        Origin("mmcv 1 EMAHook", candidate.checkpoint.section or "the weights", why),
         trained={name: raw.get(name, spec) for name, spec in rest.items()},
     )
 
@@ -182,14 +172,8 @@ def prefixed(candidate: Candidate) -> StoredAverage | None:
         rest = {name: spec for name, spec in rest.items() if name not in marks}
         if match_names(inside, rest) is None:
             continue
-        return pair_by_name(
-            candidate,
-            inside,
-            "names inside the state dict",
-            f"{prefix}*",
-            f"names after {prefix!r} match the others by name and shape",
-            weights=rest,
-        )
+        why = f"names after {prefix!r} match the others by name and shape"
+        return pair_by_name(candidate, inside, Origin(_INSIDE, f"{prefix}*", why), weights=rest)
     return None
 
 
@@ -215,14 +199,12 @@ def component(candidate: Candidate) -> StoredAverage | None:
         average = {name: candidate.weights[name] for name in candidate.weights if name in marked}
         weights = {name: spec for name, spec in candidate.weights.items() if name not in marked}
         first = next(iter(pairs))
+        why = f"each of {len(pairs):,} names such as {pairs[first]} is next to {first} in the same shape"
         return pair_with_weights(
             candidate.checkpoint,
             weights,
             average,
             NameMap({name: pairs[name] for name in weights if name in pairs}),
-            framework="names inside the state dict",
-            where=f"{pairs[first]} and {len(pairs) - 1} more",
-            why=f"each of {len(pairs):,} names such as {pairs[first]} is next to {first} in the same shape",
-            kind=kind,
+            Origin(_INSIDE, f"{pairs[first]} and {len(pairs) - 1} more", why, kind=kind),
         )
     return None

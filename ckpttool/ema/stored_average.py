@@ -17,9 +17,28 @@ from ckpttool.planning.matching import ties
 from ckpttool.tensors import Checkpoint, TensorSpec
 from ckpttool.text import ending, first_names
 
-__all__ = ["StoredAverage", "already_in_place", "pair_with_weights"]
+__all__ = ["Origin", "StoredAverage", "already_in_place", "pair_with_weights"]
 
 _STATISTICS = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an average was found, and by what.
+
+    Attributes:
+        framework: Whose layout it is: "timm, open_clip".
+        where: Where it is in the file (a dotted key path, or a pattern of names), or the file's name.
+        why: A phrase: what it was recognised by.
+        drop: Key paths of the container that are left out when the average takes the weights' place.
+        kind: What it is; see `ckpttool.formats.average_keys`.
+    """
+
+    framework: str
+    where: str
+    why: str
+    drop: tuple[KeyPath, ...] = ()
+    kind: AverageKind = MOVING_AVERAGE
 
 
 @dataclass(frozen=True)
@@ -85,16 +104,11 @@ def pair_with_weights(
     weights: Mapping[str, TensorSpec],
     average: Mapping[str, TensorSpec],
     names: NameMap,
+    origin: Origin,
     *,
-    framework: str,
-    where: str,
-    why: str,
     source: Checkpoint | None = None,
-    drop: Sequence[KeyPath] = (),
-    kind: AverageKind = MOVING_AVERAGE,
     renamed: bool = False,
     notes: Sequence[str] = (),
-    warnings: Sequence[str] = (),
 ) -> StoredAverage:
     """Pair an average with the trained weights.
 
@@ -106,15 +120,10 @@ def pair_with_weights(
         weights: The trained weights, by the names of the output.
         average: The average's tensors, by its own names.
         names: Which is which.
-        framework: See `StoredAverage`, like all that follow.
-        where: See there.
-        why: See there.
-        source: See there; None: `checkpoint`.
-        drop: See there.
-        kind: See there.
-        renamed: See there.
-        notes: More notes.
-        warnings: More warnings.
+        origin: Where it was found.
+        source: The checkpoint that holds the average; None: `checkpoint`.
+        renamed: See `StoredAverage`.
+        notes: Notes in front of those on what is covered.
 
     Raises:
         MismatchError: A weight and its average have other shapes, or other kinds of numbers.
@@ -129,15 +138,11 @@ def pair_with_weights(
             hint="The average belongs to another model, or to an earlier shape of this one.",
         )
     found = {name: average[own] for name, own in names.pairs.items()}
-    groups: dict[str, str] = {}
-    for (_, alias), (_, original) in ties({("", name): spec for name, spec in weights.items()}).items():
-        groups[alias] = original
-    for alias, original in groups.items():
-        if alias not in found and original in found:
-            found[alias] = found[original]
-        elif original not in found and alias in found:
+    tied = {alias[1]: original[1] for alias, original in ties({("", name): weights[name] for name in weights}).items()}
+    for alias, original in tied.items():
+        if original not in found and alias in found:
             found[original] = found[alias]
-    for alias, original in groups.items():
+    for alias, original in tied.items():
         if alias not in found and original in found:
             found[alias] = found[original]
     for name, spec in found.items():
@@ -150,25 +155,22 @@ def pair_with_weights(
     all_notes = list(notes)
     if names.changed:
         all_notes.append(f"names of the average were matched with {names.changed}")
-    all_warnings = list(warnings)
-    if names.unmatched:
-        all_warnings.append(describe_unmatched(names.unmatched))
     return _with_coverage_notes(
         StoredAverage(
-            framework=framework,
-            where=where,
-            why=why,
+            framework=origin.framework,
+            where=origin.where,
+            why=origin.why,
             averaged=averaged,
             kept=kept,
             trained=weights,
             order=tuple(weights),
             checkpoint=checkpoint,
             source=source or checkpoint,
-            drop=tuple(drop),
-            kind=kind,
+            drop=origin.drop,
+            kind=origin.kind,
             renamed=renamed,
             notes=tuple(all_notes),
-            warnings=tuple(all_warnings),
+            warnings=(describe_unmatched(names.unmatched),) if names.unmatched else (),
         )
     )
 
@@ -195,50 +197,37 @@ def _with_coverage_notes(found: StoredAverage) -> StoredAverage:
 def already_in_place(
     checkpoint: Checkpoint,
     average: Mapping[str, TensorSpec],
+    origin: Origin,
     *,
-    framework: str,
-    where: str,
-    why: str,
     trained: Mapping[str, TensorSpec] | None = None,
-    drop: Sequence[KeyPath] = (),
-    kind: AverageKind = MOVING_AVERAGE,
     renamed: bool = False,
-    source: Checkpoint | None = None,
     notes: Sequence[str] = (),
-    warnings: Sequence[str] = (),
 ) -> StoredAverage:
     """An average that is stored in the weights' place.
 
     Args:
         checkpoint: The checkpoint.
         average: The average, which is what is loaded as the weights.
-        framework: See `StoredAverage`, like all that follow.
-        where: See there.
-        why: See there.
+        origin: Where it was found.
         trained: The trained weights under the same names, where the file has them.
-        drop: See there.
-        kind: See there.
-        renamed: See there.
-        source: See there.
-        notes: More notes.
-        warnings: More warnings.
+        renamed: See `StoredAverage`.
+        notes: Sentences that a user should read.
     """
     return StoredAverage(
-        framework=framework,
-        where=where,
-        why=why,
+        framework=origin.framework,
+        where=origin.where,
+        why=origin.why,
         averaged={name: spec for name, spec in average.items() if spec.dtype.is_averaged},
         kept={name: spec for name, spec in average.items() if not spec.dtype.is_averaged},
         trained=trained or {},
         order=tuple(average),
         checkpoint=checkpoint,
-        source=source or checkpoint,
-        drop=tuple(drop),
+        source=checkpoint,
+        drop=origin.drop,
         in_place=True,
-        kind=kind,
+        kind=origin.kind,
         renamed=renamed,
         notes=tuple(notes),
-        warnings=tuple(warnings),
     )
 
 
