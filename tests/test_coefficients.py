@@ -138,6 +138,15 @@ def test_the_shares_of_the_recurrence_are_exact(decays):
     assert from_decays([float(d) for d in decays]) == pytest.approx([float(share) for share in exact], abs=1e-15)
 
 
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_a_recurrence_that_keeps_all_or_nothing_is_one_checkpoint(n):
+    first, last = (1.0,) + (0.0,) * (n - 1), (0.0,) * (n - 1) + (1.0,)
+    assert from_decays([1.0] * (n - 1)) == first
+    assert from_decays([0.0] * (n - 1)) == last
+    assert explicit(first) == first
+    assert explicit(last, normalize=True) == last
+
+
 @laws
 @given(steps=step_lists, profile=profiles.filter(lambda p: not isinstance(p, Window)))
 def test_holding_is_the_recurrence_with_the_decays_of_each_gap_multiplied(steps, profile):

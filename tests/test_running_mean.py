@@ -575,7 +575,7 @@ def test_the_window_of_an_averaged_model_is_counted_in_updates(tmp_path: Path, r
         (["vision/1.pt", "vision/2.pt"], 4, "exponential one (its name says so)", "--stored-profile decay:0.999"),
         (["lightning/1.ckpt", "lightning/2.ckpt"], 4, "EMAWeightAveraging", "--segment"),
         (["own/1.pt", "own/2.pt"], 4, "made with a decay of 0.99", "--stored-profile warmup:0.99 and --segment"),
-        (["unnamed/1.pt", "unnamed/2.pt"], 4, "without a count", "--segment"),
+        (["unnamed/1.pt", "unnamed/2.pt"], 4, "has no count of what", "--segment"),
         (["two/1.pt", "exp/epoch-9.pt"], 2, "there are averages at", "one average"),
         (["mixed/1.pt", "exp/epoch-9.pt"], 4, "hold different averages", "same running mean"),
         (["idle"], 2, "nothing is between", "longer window"),
@@ -666,7 +666,7 @@ def test_a_count_is_never_guessed(tmp_path: Path) -> None:
     for count in (torch.tensor([3, 4]), torch.tensor(2.5), -3, True, "7"):
         content = {"model": state, "swa_model": {**state, "n_averaged": count}}
         torch.save(content, tmp_path / "c.pt")
-        with pytest.raises(MismatchError, match="without a count"):
+        with pytest.raises(MismatchError, match="has no count of what"):
             find_running_mean(open_checkpoint(tmp_path / "c.pt"))
 
 

@@ -36,7 +36,7 @@ Unit = Literal["steps", "epochs", "checkpoints"]
 """What one update of the average is, as users say it."""
 
 Counted = Literal["steps", "epochs", "checkpoints", "numbers"]
-"""What numbers count: one of the units, or what nobody knows."""
+"""What numbers count: one of the units, or something unknown."""
 
 LARGE_OLDEST_SHARE = 0.10
 """A share of the oldest checkpoint from which on too much of the average is not known."""
@@ -98,7 +98,7 @@ class Wanted:
             unit: What an update is.
 
         Returns:
-            None where the decay has an effect, and for a default, which nobody relies on.
+            None where the decay has an effect, and for a default, which nobody asked for.
         """
         first = self.first_effective_update()
         if self.is_default or updates >= first:
@@ -128,7 +128,7 @@ class Computed:
 
     Attributes:
         wanted: The length.
-        unit: What an update is; "numbers" for a share of a run whose numbers count nobody knows what.
+        unit: What an update is; "numbers" for a share of a run whose numbers have an unknown unit.
         coefficients: One for each checkpoint, oldest first.
         profile: The moving average over the updates; None for unit "checkpoints".
         statistics: What the coefficients amount to.
@@ -153,7 +153,7 @@ def choose_unit(wanted: Wanted, asked: Unit | None, counted: Counted | None) -> 
     Args:
         wanted: The length.
         asked: What the user says; None: nothing.
-        counted: What the checkpoints' numbers count; "numbers" where nobody knows, None where they have none.
+        counted: What the checkpoints' numbers count; "numbers" where that is not known, None where they have none.
 
     Raises:
         UsageError: The length counts updates, and what an update is is not known; or a unit was asked for that the

@@ -6,8 +6,8 @@ the integer steps s = 0 … T, where θ(0) are the initial weights. A profile is
     F(s) = p(0) + … + p(s) = the product of the decays of the steps s+1 … T
 
 which is 1 at s = T. Everything else follows from F: the share of each checkpoint
-(`ckpttool.coefficients.weights.from_profile`), the age of the average, and the learning-rate curve that it stands in
-for: the update of step s is in every later checkpoint, so it counts with 1 - F(s-1) (WSM, arXiv:2507.17634). Between
+(`ckpttool.coefficients.weights.from_profile`), the age of the average, and the learning-rate curve that it replaces:
+the update of step s is in every later checkpoint, so it counts with 1 - F(s-1) (WSM, arXiv:2507.17634). Between
 two moments of one running average, ``mass(a, b)`` is the share of the average at step a that is left in it at step b.
 
 A *decay* is the weight that the old average keeps at an update (0.9999, say); the new value gets 1 - decay. Some
@@ -370,7 +370,7 @@ class Window(Profile):
     """The plain mean of the last fraction·T steps.
 
     F(s) = 1 - (T-s)/(fraction·T), and 0 before the window. Where fraction·T is not a whole number, the oldest step
-    counts in part. Stands in for a linear decay of the learning rate to zero over that part of the run.
+    counts in part. It replaces a linear decay of the learning rate to zero over that part of the run.
 
     Attributes:
         fraction: Above 0, at most 1 (the whole run).

@@ -198,7 +198,7 @@ def from_profile(steps: Sequence[int], profile: Profile, quadrature: Quadrature 
 
 
 def anneal(n: int, curve: str) -> tuple[float, ...]:
-    """The weights with which merging checkpoints stands in for decaying the learning rate.
+    """The weights with which a merge of checkpoints replaces a decay of the learning rate.
 
     A weighted mean of checkpoints counts each update as often as the checkpoints after it weigh. So if w(x) is the
     wanted factor on the learning rate, from w(0) = 1 to w(1) = 0, the differences
@@ -239,8 +239,8 @@ class Statistics:
         mean_age: Σ c·(T - t) in steps.
         oldest_share: The coefficient of the oldest checkpoint.
         mass_before_first: The share of the wanted average that is from before the first checkpoint, where nothing is
-            known; the first checkpoint has to stand for it. None if no profile was asked for.
-        multipliers: (step, factor): the learning-rate curve that the average stands in for. The updates from this
+            known; it is given to the first checkpoint. None if no profile was asked for.
+        multipliers: (step, factor): the learning-rate curve that the average replaces. The updates from this
             checkpoint to the next count with this factor; before the first checkpoint it is 1.
     """
 
@@ -275,7 +275,7 @@ def statistics(steps: Sequence[int], coefficients: Sequence[float], profile: Pro
     Args:
         steps: Training steps, oldest first.
         coefficients: One for each step.
-        profile: The moving average they stand for, if they stand for one.
+        profile: The moving average that they approximate, if they do.
 
     Raises:
         UsageError: If the steps do not grow, or there are not as many coefficients as steps.

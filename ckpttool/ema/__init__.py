@@ -1,10 +1,12 @@
-"""Moving averages that checkpoints hold: where each framework keeps them, and how to apply them.
+"""Moving averages that checkpoints hold: finding them, and pairing them with the weights.
 
-stored_average   what was found: a StoredAverage
-locating         finds one, by the rules of in_place, state_dicts and parameter_lists (what they share: candidates)
-files            averages in files and folders of their own
-name_maps        names that were flattened or prefixed; alignment: lists without names, aligned by order or by value
-trees            the containers of a file as plain trees
-diagnosis        what the numbers say: frozen, equal, partial, NaN
-running_means    plain means with a count of what they are the mean of
+stored_average    what is found: a StoredAverage
+locating          finds one, by the tables of formats.average_keys and the rules of in_place, state_dicts and
+                  parameter_lists; candidates: what the rules share
+files             opens what holds one; averages in files and directories of their own
+name_maps         names that were flattened or prefixed; alignment: lists without names, by order or by value
+trees             the containers of a file as plain trees
+diagnosis         findings by the values: frozen, equal, partial, NaN
+already_averaged  checkpoints whose weights are an average already
+running_means     plain means with a count of what they are the mean of
 """

@@ -100,8 +100,8 @@ def find_running_mean(checkpoint: Checkpoint) -> RunningMean:
     count = next((number for value in _counts(found, tree) if (number := _number(value)) is not None), None)
     if count is None:
         raise MismatchError(
-            f"{checkpoint.path}: the average at {found.where} ({found.framework}) comes without a count of what it is "
-            "the mean of, which a running mean has (batch_idx_train and average_period, or n_averaged)",
+            f"{checkpoint.path}: the average at {found.where} ({found.framework}) has no count of what it is the "
+            "mean of, as a running mean has (batch_idx_train and average_period, or n_averaged)",
             path=checkpoint.path,
             hint=f"If it is an exponential average: {_segment('decay:0.999')}. {_WITHOUT}",
         )

@@ -128,7 +128,7 @@ def plan_posthoc_ema(
             )
         weighed = [_fitted(stored, one) for one in lengths]
         names = output_names(sources, output, lengths, snapshot)
-    opened = [_open(path, int(one.step), selection.section) for path, one in zip(paths, stored, strict=True)]
+    opened = [_open(path, int(one.step), selection.section, snapshot) for path, one in zip(paths, stored, strict=True)]
     notes = [f"{path.name} is {describe_snapshot(one)}" for path, one in zip(paths[:4], stored[:4], strict=True)]
     if len(paths) > 4:
         notes.append(f"and {len(paths) - 4} more snapshots")
@@ -252,10 +252,10 @@ class _Snapshot:
     renamed: bool
 
 
-def _open(path: Path, step: int, section: str | None) -> _Snapshot:
+def _open(path: Path, step: int, section: str | None, snapshot: Snapshot) -> _Snapshot:
     """A snapshot's average: the one inside the file where it holds both, else its weights, which are the average."""
     try:
-        found = find_stored_average(path, section=section)
+        found = find_stored_average(path, section=section, snapshot=snapshot)
     except NotFoundError:
         found = None
     if found is None or (found.source is not found.checkpoint):

@@ -56,7 +56,7 @@ def is_one_checkpoint(path: Path, snapshot: Snapshot) -> bool:
     """Whether a path is one checkpoint: a file, a directory with weights in it, or with weights and their average."""
     if not snapshot.is_dir(path):
         return snapshot.exists(path)
-    return weights_file(path) != path or folder_average(path) is not None
+    return weights_file(path) != path or folder_average(path, snapshot) is not None
 
 
 def describe_average(found: StoredAverage) -> str:
@@ -123,7 +123,9 @@ def list_averages(
         paths = [entry.path for entry in find_checkpoints(paths[0], selection).entries[-2:]]
     listed: list[ListedAverage] = []
     for path in paths:
-        found = find_stored_average(path, section=selection.section, slot=slot, names_from=names_from)
+        found = find_stored_average(
+            path, section=selection.section, slot=slot, names_from=names_from, snapshot=snapshot
+        )
         listed.append(ListedAverage(path, found, diagnose(found, listed[-1].average if listed else None)))
     return tuple(listed)
 
