@@ -197,7 +197,7 @@ def test_a_decay_by_epoch_or_checkpoint_has_to_be_asked_for(tmp_path: Path, run:
         document = plan_of(run("ema-apply", directory, "--half-life", "2", "--unit", unit, *options))
         assert document["length"]["unit"] == unit
     refused = run("ema-apply", directory, "--half-life", "2", "--unit", "steps", "-o", tmp_path / "x.pt")
-    assert (refused.exit_code, "--unit checkpoints counts each checkpoint" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "--unit epochs or --unit checkpoints" in refused.stderr) == (2, True)
 
 
 def test_a_share_of_a_run_named_by_epoch_needs_no_steps(tmp_path: Path, run: Run) -> None:

@@ -166,22 +166,26 @@ def choose_unit(wanted: Wanted, asked: Unit | None, counted: Counted | None) -> 
             f"{wanted.as_parameter()} by {asked}: the checkpoints' {asked} are not known",
             hint=f"Leave {parameter('unit')} out: a share of the run needs none."
             if wanted.is_share
-            else f"{parameter('unit', 'checkpoints')} counts each checkpoint as one update.",
+            else f"Say what one update is: {_choices(counted)}.",
         )
     if counted == "steps" or (wanted.is_share and counted is not None):
         return counted
     if wanted.is_share:
         return "checkpoints"
-    said, ways = {
-        "epochs": ("are numbered by epoch", ["epochs"]),
-        "numbers": ("are numbered, whether by step or by epoch is not known", ["steps", "epochs"]),
-    }.get(counted or "", ("do not say their training steps", []))
-    choices = " or ".join(parameter("unit", unit) for unit in (*ways, "checkpoints"))
+    known = {"epochs": "are numbered by epoch", "numbers": "have numbers of an unknown unit"}
     raise UsageError(
-        f"{wanted.as_parameter()} counts updates of the average, and the checkpoints {said}",
-        hint=f"Say what one update is: {choices}. {parameter('sigma_rel')} and {parameter('window')} are "
+        f"{wanted.as_parameter()} counts updates of the average, and the checkpoints "
+        f"{known.get(counted or '', 'do not say their training steps')}",
+        hint=f"Say what one update is: {_choices(counted)}. {parameter('sigma_rel')} and {parameter('window')} are "
         "shares of the run, and need no unit.",
     )
+
+
+def _choices(counted: Counted | None) -> str:
+    """The units that can be asked for, by what the checkpoints' numbers count."""
+    units = [unit for unit in ("steps", "epochs") if counted in {unit, "numbers"}]
+    *first, last = (parameter("unit", unit) for unit in (*units, "checkpoints"))
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def compute(
