@@ -403,3 +403,66 @@ def test_a_missing_configuration_is_exit_6(run, tmp_path):
     assert run("lr-plot-table", "--config", tmp_path).exit_code == 6
     with pytest.raises(CkpttoolError, match="missing"):
         ct.learning_rates(config="missing.yml")
+
+
+# --- logs of other kinds ---
+
+
+def test_a_trainer_state_is_read(run, tmp_path):
+    """transformers' Trainer writes every digit, and names the update that has the rate."""
+    rates = ct.learning_rates(1e-3, schedule="linear", warmup_steps=10, max_step=200, steps="all")
+    history = [{"epoch": 0.1, "loss": 1.0, "step": row.step, "learning_rate": row.applied} for row in rates]
+    state = {"best_metric": None, "global_step": 200, "log_history": [*history, {"eval_loss": 2.0, "step": 200}]}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    found = rates.compare_log("trainer_state.json")
+    assert (found.log.format, found.semantics) == ("transformers' Trainer", "applied")
+    assert (found.verdict.outcome, found.verdict.compared) == ("agrees", 200)
+    options = ["--schedule", "linear", "--lr", 1e-3, "--warmup-steps", 10, "--max-step", 200]
+    ran = run("lr-plot-table", *options, "--compare-log", "trainer_state.json")
+    assert ran.exit_code == 0
+    assert "a log of transformers' Trainer: step k shows the rate that update k was applied with" in ran.stdout
+    older = run("lr-plot-table", *options, "--compare-log", "trainer_state.json", "--semantics", "logged")
+    assert older.exit_code == 4
+    assert "--semantics applied" in older.stderr
+
+
+def test_metrics_of_lightning_are_read(tmp_path):
+    rates = ct.learning_rates(1e-3, schedule="linear", warmup_steps=10, max_step=200, steps=range(200))
+    rows = [f"0,{row.logged},{row.step},\n0,,{row.step},0.5\n" for row in rates]
+    (tmp_path / "metrics.csv").write_text("epoch,lr-Adam,step,train_loss\n" + "".join(rows) + "0,")
+    found = rates.compare_log("metrics.csv")
+    assert (found.log.format, found.semantics) == ("Lightning", "logged")
+    assert (found.verdict.outcome, found.verdict.compared) == ("agrees", 200)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", ""),
+        ("a.json", "[1]"),
+        ("a.json", "[" * 100_000),
+        ("a.json", "9" * 5000),
+        ("a.json", '{"log_history": 5}'),
+        ("a.json", '{"log_history": [5, {"step": 1}, {"learning_rate": 1}]}'),
+        ("a.json", '{"log_history": [{"step": 1.5, "learning_rate": 1}]}'),
+        ("a.json", '{"log_history": [{"step": 1, "learning_rate": "x"}]}'),
+        ("a.json", '{"log_history": [{"step": 1, "learning_rate": [[]]}]}'),
+        ("a.json", '{"log_history": [{"step": true, "learning_rate": null}]}'),
+        ("a.csv", ""),
+        ("a.csv", "step,loss\n1,2\n"),
+        ("a.csv", "lr,loss\n1,2\n"),
+        ("a.csv", "step,lr\n1,\n"),
+        ("a.csv", "step,lr\nx,1\n"),
+        ("a.csv", "lr,step\n1\n"),
+        ("a.csv", "step,lr\n1,²\n"),
+        ("a.csv", 'step,lr\n1,"' + "x" * 200_000),
+        ("a.csv", "step,lr\n" + "1" * 200_000 + ",1\n"),
+        ("a.csv", "step,lr\n1,1\0\n"),
+    ],
+)
+def test_an_odd_log_of_these_is_one_short_error(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UnreadableError) as caught:
+        read_log(name)
+    assert len(str(caught.value)) < 300
+    assert name in str(caught.value)

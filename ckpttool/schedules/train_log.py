@@ -2,11 +2,15 @@ r"""The learning rates that a training wrote into its log.
 
 Read are the lines of OpenNMT-tf (``Step = 100 ; ... ; Learning rate = 0.000013 ; Loss = 9.1``), OpenNMT-py
 (``Step 100/100000; acc: 3.2; ...; lr: 0.00001; ...``) and Eole (``Step 100/100000; ...; lr: 1.25e-05; ...``), and with
-a regular expression those of any other program. Reading takes time proportional to the log, and memory for one line.
+a regular expression those of any other program; also ``trainer_state.json`` of transformers' Trainer, and
+``metrics.csv`` of Lightning's CSVLogger with its LearningRateMonitor. Reading takes time proportional to the log, and
+memory for one line, or for one JSON file.
 """
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 import sys
 import warnings
@@ -25,6 +29,9 @@ _LINE = 1 << 16  # characters of a line that are looked at
 _PATTERN_LINE = 1 << 12  # the same for a pattern of the user's, which may take quadratic time or worse
 
 _MOST_SHOWN = 40
+
+_LONGEST_JSON = 1 << 26  # characters
+_RATES = ("lr", "learning_rate")
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf"
 _SCIENTIFIC = r"[-+]?\d+\.\d+[eE][-+]?\d+"
@@ -78,7 +85,7 @@ class Record:
         step: The step it names, at least 0.
         rate: The learning rate it shows.
         half_unit: Half a unit of the last decimal shown: the true rate is at most this far away.
-        line: Its line in the file, from 1.
+        line: Its line in the file, or its entry in ``trainer_state.json``, from 1.
     """
 
     step: int
@@ -94,7 +101,7 @@ class TrainLog:
     Attributes:
         path: The file, or ``standard input``.
         records: Its lines with a rate, at least one, in the order of the file.
-        format: The program whose format it is; None if a pattern was given.
+        format: The program that writes this format; None if a pattern was given.
         semantics: What such a program shows at step k (`LogFormat`); ``logged``, as OpenNMT-tf, for a pattern.
     """
 
@@ -134,7 +141,8 @@ def read_log(path: str, pattern: re.Pattern[str] | None = None) -> TrainLog:
 
     Args:
         path: The file; ``-`` is standard input.
-        pattern: See `compile_pattern`. None: the known format that more lines have.
+        pattern: See `compile_pattern`. None: the format that the suffix says (.json, .csv), or else the known format
+            that more lines have.
 
     Raises:
         UnreadableError: If the file cannot be read, has no such line, or one whose step or rate is not a number.
@@ -143,6 +151,10 @@ def read_log(path: str, pattern: re.Pattern[str] | None = None) -> TrainLog:
         if path == "-":
             return _read(sys.stdin, "standard input", pattern)
         with open(path, encoding="utf-8", errors="replace") as file:
+            if pattern is None and path.lower().endswith(".json"):
+                return _read_trainer_state(file, path)
+            if pattern is None and path.lower().endswith(".csv"):
+                return _read_metrics(file, path)
             return _read(file, path, pattern)
     except (OSError, ValueError) as error:
         if isinstance(error, UnreadableError):
@@ -189,6 +201,56 @@ def _read(file: TextIO, path: str, pattern: re.Pattern[str] | None) -> TrainLog:
         )
     records = tuple(_records(found[best], path))
     return TrainLog(path, records, best.name if best else None, best.semantics if best else "logged")
+
+
+def _read_trainer_state(file: TextIO, path: str) -> TrainLog:
+    text = file.read(_LONGEST_JSON + 1)
+    if len(text) > _LONGEST_JSON:
+        raise UnreadableError(f"{path}: longer than {_LONGEST_JSON:,} characters", path=path)
+    try:
+        state = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:100]
+        raise UnreadableError(f"{path}: not JSON: {reason}", path=path) from error
+    history = state.get("log_history") if isinstance(state, dict) else None
+    found = [
+        _Found(number, str(entry["step"]), repr(entry["learning_rate"]))
+        for number, entry in enumerate(history if isinstance(history, list) else (), 1)
+        if isinstance(entry, dict) and {"step", "learning_rate"} <= set(entry)
+    ]
+    if not found:
+        raise UnreadableError(
+            f"{path}: no learning rates in it",
+            hint="A trainer_state.json has them in log_history, each with its step.",
+            path=path,
+        )
+    # Since March 2025 (pull request 36973); before, it showed the rate of the next update.
+    return TrainLog(path, tuple(_records(found, path)), "transformers' Trainer", "applied")
+
+
+def _read_metrics(file: TextIO, path: str) -> TrainLog:
+    rows = csv.reader(_lines(file, _LINE))
+    try:
+        columns = next(rows, [])
+        rates = [index for index, name in enumerate(columns) if name in _RATES or name.startswith("lr-")]
+        if "step" not in columns or not rates:
+            raise UnreadableError(
+                f"{path}: it needs a column step, and one of learning rates: lr, learning_rate or lr-OPTIMIZER",
+                hint="Lightning's LearningRateMonitor writes it.",
+                path=path,
+            )
+        step, rate = columns.index("step"), rates[0]
+        # A row may be of another metric, and short where it is the last one of a run that was killed.
+        found = [
+            _Found(number, row[step], row[rate])
+            for number, row in enumerate(rows, 2)
+            if len(row) > max(step, rate) and row[rate]
+        ]
+    except csv.Error as error:
+        raise UnreadableError(f"{path}: not CSV: {error}", path=path) from error
+    if not found:
+        raise UnreadableError(f"{path}: the column {columns[rate]} is empty", path=path)
+    return TrainLog(path, tuple(_records(found, path)), "Lightning", "logged")
 
 
 def _match(pattern: re.Pattern[str] | None, line: str) -> tuple[str, str] | None:

@@ -1,8 +1,9 @@
-"""Schedules against those of ``transformers.get_scheduler``, stepped 20,000 times."""
+"""Schedules against those of ``transformers.get_scheduler``, stepped; logs of the Trainer and of Lightning."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ transformers = pytest.importorskip("transformers")
 
 from transformers import optimization as theirs
 
+import ckpttool as ct
 from ckpttool.schedules import rates, transformers_rates
 from ckpttool.schedules.checks import Schedule
 
@@ -64,3 +66,67 @@ def test_a_schedule_is_that_of_transformers(name: str) -> None:
         assert ours(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=0, abs=1e-12 * PEAK)
         optimizer.step()
         scheduler.step()
+
+
+def test_a_log_of_the_trainer_shows_the_rates_of_its_updates(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": (self.weight - x).square().mean()}
+
+    arguments = transformers.TrainingArguments(
+        str(tmp_path),
+        max_steps=40,
+        learning_rate=PEAK,
+        lr_scheduler_type="cosine",
+        warmup_steps=7,
+        logging_steps=1,
+        save_steps=40,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    transformers.Trainer(Model(), arguments, train_dataset=[{"x": torch.ones(())}] * 100).train()
+    expected = ct.learning_rates(PEAK, schedule="cosine-warmup", warmup_steps=7, max_step=40)
+    found = expected.compare_log(tmp_path / "checkpoint-40" / "trainer_state.json")
+    assert (found.verdict.outcome, found.verdict.compared) == ("agrees", 40)
+
+
+def test_a_log_of_lightning_shows_the_rates_of_the_next_updates(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning")
+    from lightning.pytorch.callbacks import LearningRateMonitor
+    from lightning.pytorch.loggers import CSVLogger
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+            return (self.weight - batch).square().mean()
+
+        def configure_optimizers(self) -> dict[str, object]:
+            optimizer = torch.optim.SGD(self.parameters(), lr=PEAK)
+            scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10, 0.5)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    trainer = lightning.Trainer(
+        max_steps=40,
+        logger=CSVLogger(str(tmp_path), flush_logs_every_n_steps=1),
+        callbacks=[LearningRateMonitor("step")],
+        log_every_n_steps=1,
+        accelerator="cpu",
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(100)))
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    expected = ct.learning_rates(PEAK, schedule="step", parameters={"step_size": 10, "gamma": 0.5})
+    found = expected.compare_log(metrics)
+    assert (found.verdict.outcome, found.verdict.compared) == ("agrees", 40)

@@ -154,7 +154,10 @@ Examples:
     help="Print the options that give this curve elsewhere: fairseq, hf, marian, opennmt-py, ... or all.",
 )
 @click.option(
-    "--compare-log", metavar="LOG", help="Say whether a training log agrees (exit code 4 if not); - reads stdin."
+    "--compare-log",
+    metavar="LOG",
+    help="Say whether a training log agrees (exit code 4 if not): of OpenNMT, Eole, a trainer_state.json or a "
+    "metrics.csv; - reads stdin.",
 )
 @click.option("--fit", metavar="LOG", help="Find learning_rate and warmup_steps of a Noam schedule from a log.")
 @click.option(
