@@ -86,6 +86,7 @@ def make_inputs(root: Path) -> None:
             "optimizer": None,
         }
         torch.save(content, directory / f"epoch-{batch // 100}.pt")
+    (root / "data.yml").write_text("train: {average_last_checkpoints: 3, moving_average_decay: 0.99}\n")
     (root / "edm2").mkdir()
     (root / "averages").mkdir()
     for step in (1000, 2000, 3000):
@@ -138,6 +139,7 @@ USES = (
     ),
     Use("average", ["two-parts-1.pt", "two-parts-2.pt"], ["--section", "other"], {"section": "other"}),
     Use("average", ["run/model_100.pt"], ["--last", "1"], {"last": 1}),
+    Use("average", ["run"], ["--config", "data.yml"], {"config": "data.yml"}),
     # --- average: how
     Use("average", ["run"], ["--weights", "0.2,0.3,0.5"], {"weights": [0.2, 0.3, 0.5]}),
     Use("average", ["run"], ["--weights", "1,2", "--normalize"], {"weights": (1, 2), "normalize": True}),
@@ -163,6 +165,7 @@ USES = (
     Use("ema-apply", ["last.pth.tar"], ["--dtype", "float64"], {"dtype": "float64"}, "out.pth.tar"),
     Use("ema-apply", ["several.pt"], ["--slot", "ema_b"], {"slot": "ema_b"}),
     Use("ema-apply", ["nameless.pt"], ["--names-from", "names.pt"], {"names_from": "names.pt"}),
+    Use("ema-apply", ["run/model_100.pt"], ["--config", "data.yml"], {"config": "data.yml"}),
     # --- ema-apply: computed
     Use("ema-apply", ["run"], [], {}, None),
     Use("ema-apply", ["run"], ["--decay", "0.99"], {"decay": 0.99}),

@@ -64,7 +64,7 @@ def directory(tmp_path: Path) -> Path:
 def test_the_last_two_are_averaged_into_the_newest_container(run: Run, directory: Path) -> None:
     ran = run("average", directory, "--last", 2)
     assert ran.exit_code == 0, ran.stderr
-    output = directory / "avg" / "model_300.pt"
+    output = directory / "avg-last-2" / "model_300.pt"
     assert ran.stdout == f"{output}\n"
     state = load(output)
     assert list(state) == ["model", "step", "config", "epoch"]
@@ -524,14 +524,14 @@ def test_nothing_named_in_a_pickle_is_ever_called(run: Run, tmp_path: Path) -> N
 def test_a_dry_run_prints_the_plan_and_writes_nothing(run: Run, directory: Path) -> None:
     ran = run("average", directory, "--last", 2, "--dry-run")
     assert ran.exit_code == 0
-    assert not (directory / "avg").exists()
+    assert not (directory / "avg-last-2").exists()
     for word in (
         "model_200.pt",
         "model_300.pt",
         "0.5",
         "last.pt",
         "peak memory",
-        str(directory / "avg" / "model_300.pt"),
+        str(directory / "avg-last-2" / "model_300.pt"),
     ):
         assert word in ran.stdout
 
@@ -555,7 +555,7 @@ def test_every_field_of_the_json_is_documented(run: Run, directory: Path) -> Non
 
 
 def test_show_prints_a_tensor_in_each_member_and_in_the_average(run: Run, directory: Path) -> None:
-    ran = run("average", directory, "--last", 2, "--show", "a.bias", "-q")
+    ran = run("average", directory, "--last", 2, "--show", "a.bias")
     assert ran.stdout.splitlines()[:-1] == [
         "a.bias\tmodel_200.pt\tmodel_300.pt\toutput",
         "[0]\t2\t6\t4",

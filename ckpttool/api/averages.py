@@ -71,6 +71,7 @@ def average(
     mode: Mode | None = None,
     layout: str | None = None,
     section: str | None = None,
+    config: Source | None = None,
     weights: Sequence[float] | None = None,
     normalize: bool = False,
     anneal: AnnealingCurve | None = None,
@@ -90,7 +91,8 @@ def average(
 
     Args:
         source: A model directory, or the checkpoints themselves.
-        output: The file or directory to write; its suffix chooses the format. None: ``avg/`` in the model directory.
+        output: The file or directory to write; its suffix chooses the format. None: in the model directory, ``avg/``
+            or, where a choice is made, a name that says it: ``avg-last-5/``.
         last: How many of the directory's newest checkpoints, by step; None: as many as there are weights, or the last
             8, or all there are. For `window_from_running_mean` the number of intervals between checkpoints.
         every: Each k-th checkpoint, counted back from the newest.
@@ -103,6 +105,8 @@ def average(
         mode: Whether a small or a large metric is good; None: as its name says.
         layout: Whose checkpoints these are, where it is not recognised.
         section: Dotted key path of the weights inside the files, where they are not found by themselves.
+        config: An OpenNMT-tf configuration. Its ``average_last_checkpoints`` is `last` if no choice is made, and with
+            ``moving_average_decay`` the weights are an average already, which is noted.
         weights: A coefficient for each checkpoint, oldest first in a directory, in the order given for a list; None:
             equal shares.
         normalize: Divide the weights by their sum; otherwise they must sum to 1.
@@ -149,6 +153,7 @@ def average(
         normalize=normalize,
         anneal=anneal,
         window_from_running_mean=window_from_running_mean,
+        config=None if config is None else Path(config),
     )
     if dry_run:
         check_destinations(destinations_of(planned.plans))
@@ -216,6 +221,7 @@ def ema_apply(
     mode: Mode | None = None,
     layout: str | None = None,
     section: str | None = None,
+    config: Source | None = None,
     dtype: DType = "same",
     keys: KeyPolicy = "strict",
     integers: IntegerPolicy = "newest",
@@ -237,7 +243,8 @@ def ema_apply(
 
     Args:
         source: A checkpoint, a model directory, or a list of checkpoints or snapshots.
-        output: The file or directory to write; its suffix chooses the format. None: ``ema/`` in the model directory.
+        output: The file or directory to write; its suffix chooses the format. None: in the model directory, ``ema/``
+            or, where a length is given, a name that says it: ``ema-decay-0.999/``.
         decay: Share that the average keeps at each step, in [0, 1]. Of a run 0.9999 if no length is given.
         half_life: Steps in which a constant decay halves a share.
         sigma_rel: Relative width of a power function, as a share of the run: 0.05 to 0.28.
@@ -262,6 +269,7 @@ def ema_apply(
         mode: See there.
         layout: See there.
         section: See there.
+        config: An OpenNMT-tf configuration, whose ``moving_average_decay`` says that the weights are averages already.
         dtype: See there.
         keys: See there.
         integers: See there.
@@ -320,6 +328,7 @@ def ema_apply(
         profiles=[parse_profile(text) for text in _several(stored_profile)],
         update_every=update_every,
         segment=segment,
+        config=None if config is None else Path(config),
     )
     plans = list(planned.plans)
     if dry_run:

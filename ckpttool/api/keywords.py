@@ -45,6 +45,7 @@ class _Common(TypedDict, total=False):
     mode: Mode | None
     layout: str | None
     section: str | None
+    config: Source | None
     dtype: DType
     keys: KeyPolicy
     integers: IntegerPolicy

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RunOptions",
     "checkpoints_argument",
+    "config_option",
     "diagnostics_options",
     "policy_options",
     "run_options",
@@ -68,7 +69,7 @@ checkpoints_argument: Decorator = click.argument(
     "checkpoints",
     nargs=-1,
     required=True,
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # what cannot be read has an exit code of its own
     metavar="CHECKPOINT...",
 )
 
@@ -174,6 +175,14 @@ policy_options: Decorator = _grouped(
         ),
         "force": click.option("-f", "--force", is_flag=True, help="Replace an existing output."),
     },
+)
+
+
+config_option: Decorator = click.option(
+    "--config",
+    type=click.Path(path_type=Path, readable=False),
+    metavar="FILE",
+    help="OpenNMT-tf's configuration: how many it averages, and whether they are averages.",
 )
 
 

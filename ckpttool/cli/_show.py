@@ -53,11 +53,11 @@ def shown_columns(name: str, plan: Plan) -> dict[str, dict[str, str]]:
 
 
 def print_shown(names: Sequence[str], plan: Plan, out: Output) -> None:
-    """Print each tensor as a table on stdout, one row an element."""
+    """Print each tensor as a table, one row an element: on stdout, but where that is for the output's path alone."""
     for name in names:
         columns = shown_columns(name, plan)
         rows = [[index, *(column[index] for column in columns.values())] for index in columns["output"]]
-        out.table([name, *columns], rows)
+        out.table([name, *columns], rows, err=out.quiet)
 
 
 def _values(spec: TensorSpec) -> dict[str, str]:

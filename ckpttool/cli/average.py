@@ -10,6 +10,7 @@ import click
 from ckpttool.cli._options import (
     RunOptions,
     checkpoints_argument,
+    config_option,
     diagnostics_options,
     policy_options,
     run_options,
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Average all training between the checkpoints, by the running means that they hold (icefall's model_avg).",
 )
-@click.option("-o", "--output", type=click.Path(), help="Output file.  [default: avg/ in the directory]")
+@click.option(
+    "-o", "--output", type=click.Path(readable=False), help="Output file.  [default: avg-last-5/ in the directory]"
+)
+@config_option
 @policy_options
 @run_options
 @click.option("--show", multiple=True, metavar="TENSOR", help="Print a small tensor in each member and in the average.")
@@ -51,6 +55,7 @@ def average(
     anneal: AnnealingCurve | None,
     window_from_running_mean: bool,
     output: str | None,
+    config: Path | None,
     policy: Policy,
     run: RunOptions,
     show: tuple[str, ...],
@@ -87,6 +92,7 @@ def average(
         normalize=normalize,
         anneal=anneal,
         window_from_running_mean=window_from_running_mean,
+        config=config,
     )
     run_planned(planned, "average", run, out, show=show)
 

@@ -10,6 +10,7 @@ import click
 from ckpttool.cli._options import (
     RunOptions,
     checkpoints_argument,
+    config_option,
     diagnostics_options,
     policy_options,
     run_options,
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
 
 @click.command("ema-apply", short_help="Put the moving average of the weights in their place.")
 @checkpoints_argument
-@click.option("-o", "--output", type=click.Path(), help="Output file; '{decay}' is the length's number.")
+@click.option("-o", "--output", type=click.Path(readable=False), help="Output file; '{decay}' is the length's number.")
 @click.option("--list", "listing", is_flag=True, help="Say what average is there, and what its numbers say.")
 @click.option("--slot", metavar="KEY.PATH", help="Which average, where a checkpoint has several.")
 @click.option(
-    "--names-from", type=click.Path(path_type=Path), help="A checkpoint with the names that the average lacks."
+    "--names-from",
+    type=click.Path(path_type=Path, readable=False),
+    help="A checkpoint with the names that the average lacks.",
 )
 @click.option("--decay", multiple=True, metavar="D", help="Share that the average keeps each step.  [default: 0.9999]")
 @click.option("--no-warmup", is_flag=True, help="The decay from the first step, not min(decay, (1+step)/(10+step)).")
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
 @click.option(
     "--segment", metavar="FROM:TO", help="The mean over these steps alone, from two snapshots of one average."
 )
+@config_option
 @selection_options
 @policy_options
 @run_options
@@ -79,6 +83,7 @@ def ema_apply(
     stored_profile: tuple[str, ...],
     update_every: int | None,
     segment: str | None,
+    config: Path | None,
     selection: Selection,
     policy: Policy,
     run: RunOptions,
@@ -133,6 +138,7 @@ def ema_apply(
         profiles=[parse_profile(text) for text in stored_profile],
         update_every=update_every,
         segment=None if segment is None else _steps(segment),
+        config=config,
     )
     run_planned(planned, "ema-apply", run, out)
 

@@ -10,7 +10,15 @@ from typing import Literal
 
 from ckpttool.coefficients.weights import ANNEALING_CURVES, anneal, explicit, implied_multipliers
 from ckpttool.errors import UsageError
-from ckpttool.operations.inputs import averages_of_averages, default_output, select, select_window
+from ckpttool.operations.inputs import averages_of_averages, select, select_window
+from ckpttool.operations.names import (
+    check_output_name,
+    check_sources,
+    default_output,
+    folder_name,
+    is_model_directory,
+)
+from ckpttool.operations.opennmt_config import AveragingConfig, read_averaging_config
 from ckpttool.operations.records import Planned, PlannedOutput, Selection, one_of
 from ckpttool.operations.running_mean_window import Window, make_window_plan
 from ckpttool.planning.planner import make_plan
@@ -53,12 +61,13 @@ def plan_average(
     normalize: bool = False,
     anneal: AnnealingCurve | None = None,
     window_from_running_mean: bool = False,
+    config: Path | None = None,
 ) -> Planned[Annealing | Window | None]:
     """Plan the average of checkpoints. No weight is read, and nothing is written.
 
     Args:
         sources: One model directory, or two checkpoints or more.
-        output: The file or directory to write; None: `FOLDER` in the model directory.
+        output: The file or directory to write; None: `FOLDER` in the model directory, with what was chosen in its name.
         selection: Which of a directory's checkpoints; of none said, the newest 8, or as many as there are weights.
         policy: What becomes of what differs, and of the output.
         weights: One coefficient for each checkpoint, oldest first in a directory, as listed in a list; None: equal.
@@ -66,17 +75,25 @@ def plan_average(
         anneal: The decay of the learning rate that the average shall stand in for.
         window_from_running_mean: The mean over all training between the first checkpoint and the last, by the running
             means that they hold.
+        config: An OpenNMT-tf configuration: how many checkpoints it says shall be averaged, and what they are.
 
     Raises:
         CkpttoolError: The request makes no sense, or cannot be met; see `ckpttool.errors`.
     """
     snapshot = Snapshot()
+    check_sources(sources, snapshot)
+    check_output_name(output)
+    asked = selection
+    configured = AveragingConfig(Path()) if config is None else read_averaging_config(config, snapshot)
+    counted = weights is not None or not is_model_directory(sources, snapshot)
+    selection, config_notes = configured.completed(selection, counted=counted)
+    config_notes = (*config_notes, *configured.notes())
     shares = {"weights": weights, "normalize": normalize or None, "anneal": anneal}
     if window_from_running_mean:
         _refuse_together("window_from_running_mean", *(name for name, value in shares.items() if value is not None))
         found = select_window(sources, selection, snapshot=snapshot)
-        name = default_output(sources, output, FOLDER, snapshot)
-        plan, window = make_window_plan(found, name, policy)
+        name = default_output(sources, output, folder_name(FOLDER, asked, "window"), snapshot)
+        plan, window = make_window_plan(replace(found, notes=(*found.notes, *config_notes)), name, policy)
         return Planned((PlannedOutput(plan, window),))
     if anneal is not None:
         _refuse_together("anneal", *(name for name in ("weights",) if weights is not None))
@@ -85,20 +102,23 @@ def plan_average(
         raise UsageError(
             f"{parameter('normalize', True)} is about {parameter('weights')}, and none are given", hint="Leave it out."
         )
-    if weights is not None and len(sources) > 1 and len(weights) != len(sources):
+    number = selection.last or selection.best if is_model_directory(sources, snapshot) else len(sources)
+    if weights is not None and number is not None and len(weights) != number:
         raise UsageError(
-            f"{len(weights)} weight{' is' if len(weights) == 1 else 's are'} given for {len(sources)} checkpoints",
-            hint="Give one for each, in the order of the list.",
+            f"{len(weights)} weight{' is' if len(weights) == 1 else 's are'} given for {number} "
+            f"checkpoint{'s' * (number != 1)}",
+            hint="Give one for each, the oldest first in a directory, as listed in a list.",
         )
     coefficients = None if weights is None else explicit(weights, normalize=normalize)
     found = select(sources, selection, count=None if coefficients is None else len(coefficients), snapshot=snapshot)
-    found = replace(found, notes=(*found.notes, *averages_of_averages(found)))
+    found = replace(found, notes=(*found.notes, *config_notes, *averages_of_averages(found)))
     facts = None
     if anneal is not None:
         found, coefficients, facts = _annealed(found, anneal)
+    folder = folder_name(FOLDER, asked, *([] if anneal is None else [f"anneal-{anneal}"]))
     plan = make_plan(
         found,
-        default_output(sources, output, FOLDER, snapshot),
+        default_output(sources, output, folder, snapshot),
         coefficients=coefficients,
         policy=policy,
         operation=Operation(details={} if facts is None else {"anneal": facts.curve}),

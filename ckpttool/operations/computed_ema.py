@@ -49,6 +49,7 @@ def plan_computed_ema(
     policy: Policy = Policy(),
     unit: Unit | None = None,
     quadrature: Quadrature = "linear",
+    notes: Sequence[str] = (),
     snapshot: Snapshot | None = None,
 ) -> Planned[ComputedAverage]:
     """Plan the moving average that a run would have had, at one length or several. No weight is read.
@@ -64,6 +65,7 @@ def plan_computed_ema(
         unit: What an update is; None: a training step. Where steps are not known, a length that counts updates needs
             it, and a share of the run does not.
         quadrature: What the weights are taken to have done between two checkpoints.
+        notes: What else is known of the checkpoints.
         snapshot: What is seen of the storage.
 
     Raises:
@@ -88,8 +90,8 @@ def plan_computed_ema(
         for one in wanted
     ]
     own = _without_their_own(found)
-    notes = (*times.notes, *own.notes)
-    names = output_names(sources, output, wanted, snapshot)
+    notes = (*times.notes, *notes, *own.notes)
+    names = output_names(sources, output, wanted, selection, snapshot)
     outputs = []
     for one, name in zip(computed, names, strict=True):
         plan = make_plan(

@@ -11,6 +11,8 @@ from ckpttool.coefficients.weights import Quadrature
 from ckpttool.ema.stored_average import StoredAverage
 from ckpttool.errors import UsageError
 from ckpttool.operations.computed_ema import ComputedAverage, plan_computed_ema
+from ckpttool.operations.names import check_output_name, check_sources
+from ckpttool.operations.opennmt_config import read_averaging_config
 from ckpttool.operations.posthoc_ema import Segment, Synthesis, are_snapshots, plan_posthoc_ema
 from ckpttool.operations.records import Planned, Selection
 from ckpttool.operations.stored_ema import is_one_checkpoint, plan_stored_ema
@@ -38,6 +40,7 @@ def plan_ema_apply(
     profiles: Sequence[StoredProfile] = (),
     update_every: int | None = None,
     segment: tuple[int, int] | None = None,
+    config: Path | None = None,
 ) -> Planned[ComputedAverage] | Planned[StoredAverage] | Planned[Synthesis | Segment]:
     """Plan what the inputs mean.
 
@@ -59,11 +62,15 @@ def plan_ema_apply(
         profiles: See there.
         update_every: See there.
         segment: See there.
+        config: An OpenNMT-tf configuration, which says whether the weights are averages already.
 
     Raises:
         CkpttoolError: The request makes no sense, or cannot be met; see `ckpttool.errors`.
     """
     snapshot = Snapshot()
+    check_sources(sources, snapshot)
+    check_output_name(output)
+    configured = None if config is None else read_averaging_config(config, snapshot)
     if profiles or segment is not None or are_snapshots(sources, snapshot):
         return plan_posthoc_ema(
             sources,
@@ -83,7 +90,13 @@ def plan_ema_apply(
                 hint="Name the model directory, or leave the length out to take the average that the checkpoint holds.",
             )
         return plan_stored_ema(
-            sources[0], output, section=selection.section, slot=slot, names_from=names_from, policy=policy
+            sources[0],
+            output,
+            section=selection.section,
+            slot=slot,
+            names_from=names_from,
+            policy=policy,
+            configured=configured,
         )
     if slot or names_from:
         raise UsageError(
@@ -98,5 +111,6 @@ def plan_ema_apply(
         policy=policy,
         unit=unit,
         quadrature=quadrature,
+        notes=() if configured is None else configured.notes(),
         snapshot=snapshot,
     )

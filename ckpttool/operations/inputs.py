@@ -1,4 +1,4 @@
-"""Which checkpoints an operation takes: of a model directory, or a list as it is given. And where the output goes."""
+"""Which checkpoints an operation takes: of a model directory, or a list as it is given."""
 
 from __future__ import annotations
 
@@ -15,17 +15,10 @@ from ckpttool.text import parameter
 
 __all__ = [
     "averages_of_averages",
-    "default_output",
     "find_checkpoints",
-    "is_model_directory",
     "select",
     "select_window",
 ]
-
-
-def is_model_directory(sources: Sequence[Path], snapshot: Snapshot) -> bool:
-    """Whether the inputs are one directory, whose checkpoints are selected; others are a list, taken as it is."""
-    return len(sources) == 1 and snapshot.is_dir(sources[0])
 
 
 def find_checkpoints(directory: Path, selection: Selection) -> Discovery:
@@ -66,7 +59,7 @@ def select(
     """
     snapshot = snapshot or Snapshot()
     if len(sources) == 1 and (snapshot.is_dir(sources[0]) or not snapshot.exists(sources[0])):
-        found = _chosen(_thinned(find_checkpoints(sources[0], selection), selection), selection, count, take_all)
+        found = _chosen(_thinned(find_checkpoints(sources[0], selection), selection, count), selection, count, take_all)
         if len(found.entries) == 1 and 1 not in (selection.last, selection.best):
             raise NotFoundError(
                 f"{sources[0]}: only one checkpoint, {found.entries[0].name}, and one is not an average",
@@ -102,7 +95,7 @@ def select_window(sources: Sequence[Path], selection: Selection, *, snapshot: Sn
     snapshot = snapshot or Snapshot()
     if not (len(sources) == 1 and (snapshot.is_dir(sources[0]) or not snapshot.exists(sources[0]))):
         return _listed(sources, selection)
-    found = _thinned(find_checkpoints(sources[0], selection), selection)
+    found = _thinned(find_checkpoints(sources[0], selection), selection, None)
     if selection.last is None and selection.from_step is not None:
         # The two ends say the window, and nothing is counted: which families they are of makes no difference.
         opened = found.open(mixed=True)
@@ -125,10 +118,29 @@ def _listed(sources: Sequence[Path], selection: Selection) -> Discovery:
     return from_paths(sources, section=selection.section)
 
 
-def _thinned(found: Discovery, selection: Selection) -> Discovery:
+def _thinned(found: Discovery, selection: Selection, count: int | None) -> Discovery:
+    """The checkpoints between the bounds, and each k-th of them.
+
+    Raises:
+        NotFoundError: Each k-th are fewer than are asked for; the error says how many there were.
+    """
     if selection.from_step is not None or selection.to_step is not None:
         found = found.between(selection.from_step, selection.to_step)
-    return found if selection.every is None else found.every(selection.every)
+    if selection.every is None:
+        return found
+    there = found.open()
+    thinned = there.every(selection.every)
+    wanted = selection.last or selection.best or count or 2
+    if len(thinned.entries) < wanted:
+        total, left = len(there.entries), len(thinned.entries)
+        largest = (total - 1) // (wanted - 1) if wanted > 1 else 0
+        raise NotFoundError(
+            f"{found.directory}: {wanted} checkpoints are needed, and {parameter('every', selection.every)} leaves "
+            f"{left} of the {total}",
+            hint=f"{parameter('every', largest)} leaves enough." if largest > 0 else "Leave it out.",
+            path=found.directory,
+        )
+    return thinned
 
 
 def _chosen(found: Discovery, selection: Selection, count: int | None, take_all: bool) -> Discovery:
@@ -152,18 +164,3 @@ def averages_of_averages(found: Discovery) -> tuple[str, ...]:
         return ()
     examined = found.entries if found.directory is None else found.entries[-1:]
     return describe_averages_of_averages([entry.checkpoint for entry in examined])
-
-
-def default_output(sources: Sequence[Path], output: str | None, folder: str, snapshot: Snapshot) -> str:
-    """Where the output goes: as said, or `folder` in the model directory under the newest member's own name.
-
-    Raises:
-        UsageError: None is said, and the inputs are a list.
-    """
-    if output is not None:
-        return output
-    if is_model_directory(sources, snapshot):
-        return f"{sources[0] / folder}/"
-    raise UsageError(
-        "a list of checkpoints needs an output", hint=f"For example: {parameter('output', 'averaged.safetensors')}."
-    )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ckpttool.coefficients.lengths import Kind, Wanted
 from ckpttool.errors import UsageError
-from ckpttool.operations.inputs import default_output
+from ckpttool.operations.names import default_output, folder_name
+from ckpttool.operations.records import Selection
 from ckpttool.reading.snapshot import Snapshot
 from ckpttool.text import parameter
 
@@ -18,7 +19,7 @@ DEFAULT_DECAY = 0.9999
 """The decay of the rule min(decay, (1+step)/(10+step)) if no length is said."""
 
 FOLDER = "ema"
-"""Where a computed average goes if nothing is said, in the model directory."""
+"""Where a computed average goes if nothing is said, in the model directory: this, and what was asked for."""
 
 
 def wanted_lengths(
@@ -72,21 +73,19 @@ def _number(kind: Kind, number: float | str) -> tuple[float, str]:
 
 
 def output_names(
-    sources: Sequence[Path], output: str | None, wanted: Sequence[Wanted], snapshot: Snapshot
+    sources: Sequence[Path], output: str | None, wanted: Sequence[Wanted], selection: Selection, snapshot: Snapshot
 ) -> list[str]:
     """The output of each length: '{decay}' and the like stand for its number, '{length}' for what it is and its number.
+
+    If no output is said, each length has a folder of its own in the model directory.
 
     Raises:
         UsageError: Several lengths would be written to one output, a placeholder has no number, or there is no name.
     """
     if output is None:
-        name = default_output(sources, None, FOLDER, snapshot)
-        if len(wanted) > 1:
-            raise UsageError(
-                f"{len(wanted)} lengths need {len(wanted)} outputs",
-                hint=f"For example: {parameter('output', _example(wanted))}.",
-            )
-        return [name]
+        return [
+            default_output(sources, None, folder_name(FOLDER, selection, *_told_apart(one)), snapshot) for one in wanted
+        ]
     names = []
     for one in wanted:
         fields = {one.kind: one.text, one.kind.replace("-", "_"): one.text, "length": f"{one.kind}-{one.text}"}
@@ -103,6 +102,13 @@ def output_names(
             hint=f"Say where the number goes: {parameter('output', _example(wanted))}.",
         )
     return names
+
+
+def _told_apart(one: Wanted) -> tuple[str, ...]:
+    """What the name of an output says of a length; nothing of the one that nobody asked for."""
+    if one.is_default:
+        return ()
+    return (f"{one.kind}-{one.text}", *(["constant"] if one.kind == "decay" and not one.warmup else []))
 
 
 def _filled(name: str, fields: Mapping[str, str]) -> str:

@@ -15,8 +15,9 @@ from ckpttool.ema.files import find_stored_average
 from ckpttool.ema.trees import KeyPath
 from ckpttool.errors import MismatchError, NotFoundError, UsageError
 from ckpttool.formats import open_checkpoint
-from ckpttool.operations.inputs import is_model_directory, select
-from ckpttool.operations.lengths import output_names
+from ckpttool.operations.inputs import select
+from ckpttool.operations.lengths import FOLDER, output_names
+from ckpttool.operations.names import default_output, folder_name, is_model_directory
 from ckpttool.operations.records import Planned, PlannedOutput, Selection
 from ckpttool.planning.planner import make_plan
 from ckpttool.planning.request import Members, Operation, OutputForm, Policy
@@ -114,20 +115,16 @@ def plan_posthoc_ema(
     if stretch is not None:
         if lengths:
             raise UsageError(f"{parameter('segment')} is exact and takes no length", hint="Leave the length out.")
-        if output is None:
-            raise UsageError(
-                f"{parameter('segment')} needs an output",
-                hint=f"For example: {parameter('output', 'segment.safetensors')}.",
-            )
         weighed = [_cut(stored, *stretch)]
-        names = [output]
+        folder = folder_name(FOLDER, selection, "segment-{}-{}".format(*stretch))
+        names = [default_output(sources, output, folder, snapshot)]
     else:
         if not lengths:
             raise UsageError(
                 "which length shall the average have?", hint=f"For example: {parameter('sigma_rel', 0.1)}."
             )
         weighed = [_fitted(stored, one) for one in lengths]
-        names = output_names(sources, output, lengths, snapshot)
+        names = output_names(sources, output, lengths, selection, snapshot)
     opened = [_open(path, int(one.step), selection.section, snapshot) for path, one in zip(paths, stored, strict=True)]
     notes = [f"{path.name} is {describe_snapshot(one)}" for path, one in zip(paths[:4], stored[:4], strict=True)]
     if len(paths) > 4:

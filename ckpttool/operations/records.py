@@ -128,6 +128,12 @@ class Selection:
     section: str | None = None
 
     def __post_init__(self) -> None:
+        if self.from_step is not None and self.to_step is not None and self.from_step > self.to_step:
+            raise UsageError(
+                f"{parameter('from_step', self.from_step)} is after {parameter('to_step', self.to_step)}: no step is "
+                "between them",
+                hint="Exchange the two.",
+            )
         if (self.best is None) != (self.metric is None):
             raise UsageError(
                 f"{parameter('best')} and {parameter('metric')} go together",

@@ -9,9 +9,12 @@ from pathlib import Path
 from ckpttool._version import __version__
 from ckpttool.ema.diagnosis import Diagnosis, diagnose
 from ckpttool.ema.files import find_stored_average, folder_average
-from ckpttool.ema.stored_average import StoredAverage
-from ckpttool.errors import UsageError
+from ckpttool.ema.stored_average import Origin, StoredAverage, already_in_place
+from ckpttool.errors import NotFoundError, UsageError
+from ckpttool.formats import open_checkpoint
 from ckpttool.operations.inputs import find_checkpoints
+from ckpttool.operations.names import check_sources
+from ckpttool.operations.opennmt_config import AveragingConfig
 from ckpttool.operations.records import Planned, PlannedOutput, Selection
 from ckpttool.planning.destination import find_place
 from ckpttool.planning.matching import ties
@@ -73,6 +76,7 @@ def plan_stored_ema(
     slot: str | None = None,
     names_from: Path | None = None,
     policy: Policy = Policy(),
+    configured: AveragingConfig | None = None,
 ) -> Planned[StoredAverage]:
     """Plan the output that has a checkpoint's stored average for its weights. Nothing is written.
 
@@ -83,11 +87,17 @@ def plan_stored_ema(
         slot: Which average, where there are several.
         names_from: A checkpoint with the names that the average lacks.
         policy: Element type, and what may be overwritten or pass.
+        configured: What the run's configuration says of the weights, which may be an average without saying it.
 
     Raises:
         CkpttoolError: There is no average, or it cannot be applied; see `ckpttool.errors`.
     """
-    found = find_stored_average(source, section=section, slot=slot, names_from=names_from)
+    try:
+        found = find_stored_average(source, section=section, slot=slot, names_from=names_from)
+    except NotFoundError:
+        if configured is None or configured.moving_average_decay is None:
+            raise
+        found = _as_configured(source, section, configured)
     if output is None:
         example = f"{source.name.split('.')[0]}-ema.safetensors"
         raise UsageError(
@@ -96,6 +106,17 @@ def plan_stored_ema(
             "numbers say.",
         )
     return Planned((PlannedOutput(make_stored_plan(found, output, policy), found),))
+
+
+def _as_configured(source: Path, section: str | None, configured: AveragingConfig) -> StoredAverage:
+    """A checkpoint whose weights are the average, which only the run's configuration says."""
+    checkpoint = open_checkpoint(weights_file(source), section=section)
+    why = (
+        f"{configured.path.name} has moving_average_decay {configured.moving_average_decay:g}, with which OpenNMT-tf "
+        "saves the average in the weights' place"
+    )
+    origin = Origin("OpenNMT-tf", checkpoint.section or "the top level", why)
+    return already_in_place(checkpoint, checkpoint.weights, origin)
 
 
 def list_averages(
@@ -118,6 +139,7 @@ def list_averages(
         CkpttoolError: It cannot be read; see `ckpttool.errors`.
     """
     snapshot = Snapshot()
+    check_sources(sources, snapshot)
     paths = list(sources)
     if len(paths) == 1 and snapshot.is_dir(paths[0]) and not is_one_checkpoint(paths[0], snapshot):
         paths = [entry.path for entry in find_checkpoints(paths[0], selection).entries[-2:]]
