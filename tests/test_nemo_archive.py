@@ -146,7 +146,7 @@ def test_without_an_output_the_newest_ones_name_and_kind_are_kept(tmp_path: Path
     found = discover(tmp_path / "run")
     assert [entry.step for entry in found.entries] == [9, 10]
     assert run("average", tmp_path / "run", "--last", "2").exit_code == 0
-    (output,) = (tmp_path / "run" / "avg").iterdir()
+    (output,) = (tmp_path / "run" / "avg-last-2").iterdir()
     assert equal(weights(output), mean(9, 10))
     assert output.name == "asr-10.nemo"
 

@@ -166,7 +166,7 @@ def test_zero_2_averages_what_it_trains_with_unless_the_masters_are_asked_for(tm
     ran = run("average", tmp_path, "--last", 2)
     assert ran.exit_code == 0, ran.stderr
     assert "--section fp32" in ran.stderr
-    halves = torch.load(tmp_path / "avg" / "global_step100" / "mp_rank_00_model_states.pt", weights_only=False)
+    halves = torch.load(tmp_path / "avg-last-2" / "global_step100" / "mp_rank_00_model_states.pt", weights_only=False)
     assert all(tensor.dtype == torch.bfloat16 for tensor in halves["module"].values())
     ran = run("average", tmp_path, "--last", 2, "--section", "fp32", "-o", tmp_path / "x.pt")
     assert ran.exit_code == 0, ran.stderr
@@ -212,7 +212,7 @@ def test_without_a_name_a_run_gets_what_zero_to_fp32_writes(tmp_path, run):
     for force in ((), ("--force",)):
         ran = run("average", tmp_path, "--last", 2, *force)
         assert ran.exit_code == 0, ran.stderr
-    output = tmp_path / "avg" / "global_step100"
+    output = tmp_path / "avg-last-2" / "global_step100"
     assert [path.name for path in output.iterdir()] == ["pytorch_model.bin"]
     wanted = mean(tensors(90), tensors(100))
     same(torch.load(output / "pytorch_model.bin"), {**wanted, "tied": wanted["c"]})
@@ -224,7 +224,7 @@ def test_a_directory_of_the_trainer_becomes_one_that_transformers_loads(tmp_path
     ran = run("average", tmp_path, "--last", 2)
     assert ran.exit_code == 0, ran.stderr
     assert "config.json states bfloat16" in ran.stderr
-    output = tmp_path / "avg" / "checkpoint-100"
+    output = tmp_path / "avg-last-2" / "checkpoint-100"
     assert {path.name for path in output.iterdir()} == {"model.safetensors", "config.json", "tokenizer.json"}
     same(load_file(output / "model.safetensors"), mean(tensors(90), tensors(100)))
     ran = run("average", tmp_path, "--last", 2, "--max-shard-size", 60, "-o", tmp_path / "cut", "--dtype", "bfloat16")
@@ -243,7 +243,7 @@ def test_weights_beside_the_partitions_are_taken_unless_the_masters_are_asked_fo
     same(load_file(tmp_path / "half.safetensors"), halves)
     ran = run("average", tmp_path, "--last", 2, "--section", "fp32")
     assert ran.exit_code == 0, ran.stderr
-    output = tmp_path / "avg" / "checkpoint-100"
+    output = tmp_path / "avg-last-2" / "checkpoint-100"
     assert {path.name for path in output.iterdir()} == {"model.safetensors", "config.json", "tokenizer.json"}
     same(load_file(output / "model.safetensors"), mean(tensors(90), tensors(100)))
 

@@ -56,7 +56,7 @@ def members(directory, names):
 def test_accelerate_loads_the_average(average, trained, tmp_path, mean, same):
     said = average(trained, "--last", 3)
     assert said.names == ["checkpoint_9", "checkpoint_10", "checkpoint_11"]
-    assert said.output == trained / "avg" / "checkpoint_11"
+    assert said.output == trained / "avg-last-3" / "checkpoint_11"
     wanted = mean(members(trained, said.names))
     (ours,) = members(said.output.parent, [said.output.name])
     same(ours, wanted)

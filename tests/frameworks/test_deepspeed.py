@@ -162,7 +162,7 @@ def test_members_may_be_of_other_stages_and_other_numbers_of_ranks(average, mean
 def test_without_the_section_zero_2_averages_what_it_trains_with(average, runs, mean, same):
     run = runs / "zero2-1rank"
     said = average(run, "--last", 2)
-    assert said.output == run / "avg" / "global_step9"
+    assert said.output == run / "avg-last-2" / "global_step9"
     name = "mp_rank_00_model_states.pt"
     members = [torch.load(run / f"global_step{step}" / name, weights_only=False)["module"] for step in STEPS[1:]]
     same(torch.load(said.output / name, weights_only=False)["module"], mean(members))
@@ -171,7 +171,7 @@ def test_without_the_section_zero_2_averages_what_it_trains_with(average, runs, 
 def test_a_second_run_finds_the_same_members(average, runs):
     run = runs / "zero3-1rank"
     first = average(run, "--last", 2)
-    assert first.output == run / "avg" / "global_step9"
+    assert first.output == run / "avg-last-2" / "global_step9"
     assert [path.name for path in Path(first.output).iterdir()] == ["pytorch_model.bin"]
     assert average(run, "--last", 2, "--force").names == first.names
 

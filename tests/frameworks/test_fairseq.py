@@ -75,7 +75,7 @@ def test_fairseq_loads_the_average(average, fit, tmp_path, mean, same):
     said = average(directory, "--last", 3)
     assert said.names == ["checkpoint2.pt", "checkpoint3.pt", "checkpoint4.pt"]
     assert said.steps == [10, 15, 20]
-    assert said.output == directory / "avg" / "checkpoint4.pt"
+    assert said.output == directory / "avg-last-3" / "checkpoint4.pt"
     assert {"checkpoint_last.pt", "checkpoint_best.pt"} <= said.skipped.keys()
     states = [model_state(path) for path in (said.output, *(directory / name for name in said.names))]
     for state in states:  # memory that was never written, and that the loader makes anew

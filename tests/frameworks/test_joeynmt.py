@@ -89,7 +89,7 @@ def test_joeynmt_translates_with_the_average(average, trained, tmp_path, mean, s
     said = average(trained, "--last", 3)
     assert said.names == ["8.ckpt", "12.ckpt", "16.ckpt"]
     assert said.steps == [8, 12, 16]
-    assert said.output == trained / "avg" / "16.ckpt"
+    assert said.output == trained / "avg-last-3" / "16.ckpt"
     assert {"latest.ckpt", "best.ckpt"} <= said.skipped.keys()
     wanted = mean([state(trained / name)["model_state"] for name in said.names])
     config = load_config(str(tmp_path / "run.yaml"))

@@ -73,7 +73,7 @@ def test_load_from_checkpoint_takes_the_average(average, trained, mean, same):
     assert said.names == [f"epoch={epoch}-step={4 * (epoch + 1)}.ckpt" for epoch in (2, 3, 4)]
     assert said.steps == [12, 16, 20]
     assert "last.ckpt" in said.skipped
-    assert said.output == trained / "avg" / said.names[-1]
+    assert said.output == trained / "avg-last-3" / said.names[-1]
     model = Module.load_from_checkpoint(said.output, weights_only=False)
     assert model.hparams.width == 6
     assert model.hparams.options.lr == 0.1

@@ -83,7 +83,7 @@ def test_the_runner_loads_the_average(average, tmp_path, mean, same):
     said = average(directory, "--last", 3)
     assert said.names == ["epoch_2.pth", "epoch_3.pth", "epoch_4.pth"]
     assert said.steps == [8, 12, 16]
-    assert said.output == directory / "avg" / "epoch_4.pth"
+    assert said.output == directory / "avg-last-3" / "epoch_4.pth"
     assert any(name.startswith("best_score") for name in said.skipped)
     wanted = mean([inner(directory / name) for name in said.names])
     model = Model()

@@ -77,7 +77,7 @@ def test_onmt_loads_the_average_and_translates(average, fit, call, tmp_path, mea
     said = average(directory, "--last", 3)
     assert said.names == [f"model_step_{step}.pt" for step in (4, 6, 8)]
     assert said.steps == [4, 6, 8]
-    assert said.output == directory / "avg" / "model_step_8.pt"
+    assert said.output == directory / "avg-last-3" / "model_step_8.pt"
     same(loaded(said.output), mean([loaded(directory / name) for name in said.names]))
     stored = torch.load(said.output)
     assert stored["optim"] is None

@@ -49,7 +49,7 @@ def test_sockeye_loads_the_average_and_translates(average, trained, tmp_path, me
     said = average(trained, "--last", 3)
     assert said.names == [f"params.{number:05d}" for number in (3, 4, 5)]
     assert "params.best" in said.skipped
-    assert said.output == trained / "avg" / "params.00005"
+    assert said.output == trained / "avg-last-3" / "params.00005"
     wanted = mean([loaded(trained, trained / name) for name in said.names])
     same(loaded(trained, said.output), wanted)
     directory = shutil.copytree(trained, tmp_path / "averaged")

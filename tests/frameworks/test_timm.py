@@ -51,7 +51,7 @@ def test_load_checkpoint_takes_the_average_of_either_copy(average, tmp_path, mea
     directory = train(tmp_path / "run", epochs=5, ema=True, metrics=[0.1, 0.5, 0.3, 0.4, 0.2])
     said = average(directory, "--last", 3)
     assert said.names == [f"checkpoint-{epoch}.pth.tar" for epoch in (2, 3, 4)]
-    assert said.output == directory / "avg" / "checkpoint-4.pth.tar"
+    assert said.output == directory / "avg-last-3" / "checkpoint-4.pth.tar"
     assert {"last.pth.tar", "model_best.pth.tar"} <= said.skipped.keys()
     assert any(name.startswith("recovery") for name in said.skipped)
     model = build()
