@@ -10,7 +10,7 @@ import torch
 from ckpttool import average
 from ckpttool.engine.run import execute
 from ckpttool.errors import MismatchError, UnreadableError, UsageError
-from ckpttool.formats import format_of_directory, open_checkpoint
+from ckpttool.formats import format_of_directory, get_format, open_checkpoint
 from ckpttool.planning.planner import make_plan
 from ckpttool.planning.request import Policy
 from ckpttool.selection.discovery import discover, from_paths
@@ -358,7 +358,7 @@ def test_a_list_of_directories_is_a_list_of_checkpoints(tmp_path):
     found = from_paths([tmp_path / "iter_0000200", tmp_path / "iter_0000100"])
     assert [entry.step for entry in found.entries] == [200, 100]
     execute(make_plan(found, tmp_path / "out"))
-    assert format_of_directory(tmp_path / "out") == "parts"
+    assert format_of_directory(tmp_path / "out") is get_format("parts")
 
 
 def test_the_whole_is_replaced_by_force_and_stays_without(tmp_path):

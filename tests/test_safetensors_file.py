@@ -16,6 +16,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from ckpttool.engine.run import execute
 from ckpttool.errors import UnreadableError, UnsupportedError
 from ckpttool.formats import safetensors as safetensors_file
+from ckpttool.reading.snapshot import Snapshot
 from ckpttool.reading.values import read_values
 from ckpttool.tensors import DTYPES, Artifact, OutputTensor
 
@@ -149,7 +150,7 @@ def test_elements_of_less_than_a_byte_are_refused_by_name(tmp_path, code):
 )
 def test_what_their_parser_takes_is_taken(tmp_path, header, data, names):
     path = write(tmp_path / "x.safetensors", header, data)
-    assert safetensors_file.recognise(path, path.read_bytes()[:4096])
+    assert safetensors_file.recognise(path, path.read_bytes()[:4096], Snapshot())
     assert list(safetensors_file.read(path).weights) == names
 
 
@@ -176,11 +177,11 @@ def test_their_parser_and_ours_agree_about_mutilated_headers(tmp_path):
 
 
 def test_recognised_by_content(tmp_path):
-    assert not safetensors_file.recognise(tmp_path / "x", b"PK\x03\x04" + bytes(100))
-    assert not safetensors_file.recognise(tmp_path / "x", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
-    assert not safetensors_file.recognise(tmp_path, b"")
-    assert safetensors_file.recognise(tmp_path / "x", struct.pack("<Q", 300) + b'{"a":')
-    assert safetensors_file.recognise(tmp_path / "x", struct.pack("<Q", 300) + b" \n\t{")
+    assert not safetensors_file.recognise(tmp_path / "x", b"PK\x03\x04" + bytes(100), Snapshot())
+    assert not safetensors_file.recognise(tmp_path / "x", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", Snapshot())
+    assert not safetensors_file.recognise(tmp_path, b"", Snapshot())
+    assert safetensors_file.recognise(tmp_path / "x", struct.pack("<Q", 300) + b'{"a":', Snapshot())
+    assert safetensors_file.recognise(tmp_path / "x", struct.pack("<Q", 300) + b" \n\t{", Snapshot())
 
 
 def test_every_dtype_is_read_as_torch_reads_it(tmp_path):

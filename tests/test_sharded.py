@@ -720,7 +720,7 @@ def test_nothing_found_is_said_with_what_is_there(tmp_path):
     (tmp_path / "notes.md").write_text("")
     with pytest.raises(NotFoundError, match=r"notes\.md"):
         discover(tmp_path)
-    with pytest.raises(UnsupportedError, match=r"no checkpoint of a known layout \(in it are notes\.md\)"):
+    with pytest.raises(UnsupportedError, match=r"no checkpoint of a known layout \(it contains notes\.md\)"):
         open_checkpoint(tmp_path)
 
 

@@ -36,6 +36,7 @@ from ckpttool.errors import (
 from ckpttool.formats import HEAD_BYTES
 from ckpttool.formats.archives import zip_reader as zip_archive
 from ckpttool.formats.pytorch import file as torch_file
+from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import DTYPES, Artifact, Checkpoint, OutputFile, OutputTensor, TensorId, TensorSpec, c_strides
 
 LEGACY = {"_use_new_zipfile_serialization": False}
@@ -178,7 +179,7 @@ def test_records_of_any_order_compression_and_directory_are_read(tmp_path: Path)
             for name in list(records)[::order]:
                 archive.writestr(f"an ödd näme/{name}", records[name])
         head = path.read_bytes()[:HEAD_BYTES]
-        assert torch_file.recognise(path, head)
+        assert torch_file.recognise(path, head, Snapshot())
         checkpoint = torch_file.read(path)
         assert checkpoint.step == 3
         for name, tensor in tensors.items():
@@ -290,7 +291,7 @@ def test_torchscript_is_refused_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     with pytest.warns(DeprecationWarning, match="torch.jit"):
         torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), str(path))
-    assert torch_file.recognise(path, path.read_bytes()[:HEAD_BYTES])
+    assert torch_file.recognise(path, path.read_bytes()[:HEAD_BYTES], Snapshot())
     with pytest.raises(UnsupportedError, match="TorchScript"):
         torch_file.read(path)
 
@@ -300,7 +301,7 @@ def test_the_tar_of_old_times_is_refused_by_its_name(tmp_path: Path) -> None:
     with tarfile.open(path, "w") as archive:
         for name in ("sys_info", "pickle", "tensors", "storages"):
             archive.addfile(tarfile.TarInfo(name), io.BytesIO())
-    assert torch_file.recognise(path, path.read_bytes()[:HEAD_BYTES])
+    assert torch_file.recognise(path, path.read_bytes()[:HEAD_BYTES], Snapshot())
     with pytest.raises(UnsupportedError, match=r"PyTorch 0\.1"):
         torch_file.read(path)
 
@@ -312,7 +313,7 @@ def test_the_tar_of_old_times_is_refused_by_its_name(tmp_path: Path) -> None:
 def test_a_pickle_that_torch_did_not_write_is_refused_by_what_it_is(tmp_path: Path, value: Any, said: str) -> None:
     path = tmp_path / "x.pkl"
     path.write_bytes(pickle.dumps(value))
-    assert torch_file.recognise(path, path.read_bytes()[:HEAD_BYTES])
+    assert torch_file.recognise(path, path.read_bytes()[:HEAD_BYTES], Snapshot())
     with pytest.raises(UnsupportedError, match=said):
         torch_file.read(path)
 
@@ -489,12 +490,12 @@ def test_damage_ends_in_one_error_and_no_other(tmp_path: Path, options: dict[str
     def attempt(data: bytes, *, must_fail: bool) -> None:
         path.write_bytes(data)
         try:
-            if torch_file.recognise(path, data[:HEAD_BYTES]):
+            if torch_file.recognise(path, data[:HEAD_BYTES], Snapshot()):
                 checkpoint = torch_file.read(path)
                 torch_file.lay_out(artifact_of(checkpoint))
         except (UsageError, UnreadableError):
             return
-        assert not must_fail or not torch_file.recognise(path, data[:HEAD_BYTES])
+        assert not must_fail or not torch_file.recognise(path, data[:HEAD_BYTES], Snapshot())
 
     for cut in range(1, len(good), 97):
         attempt(good[:cut], must_fail=True)
@@ -525,9 +526,9 @@ def test_only_torch_files_and_pickles_are_recognised(tmp_path: Path) -> None:
     with zipfile.ZipFile(other, "w") as archive:
         archive.writestr("readme.txt", "hello")
     for path in (arrays, other):
-        assert not torch_file.recognise(path, path.read_bytes()[:HEAD_BYTES])
-    assert not torch_file.recognise(tmp_path, b"")
-    assert not torch_file.recognise(tmp_path, struct.pack("<Q", 100) + b"{")
+        assert not torch_file.recognise(path, path.read_bytes()[:HEAD_BYTES], Snapshot())
+    assert not torch_file.recognise(tmp_path, b"", Snapshot())
+    assert not torch_file.recognise(tmp_path, struct.pack("<Q", 100) + b"{", Snapshot())
 
 
 # --- Writing ------------------------------------------------------------------------------------------------------

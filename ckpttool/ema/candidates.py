@@ -10,6 +10,7 @@ from ckpttool.ema.alignment import Values, align
 from ckpttool.ema.name_maps import NameMap, match_names
 from ckpttool.ema.stored_average import Origin, StoredAverage, pair_with_weights
 from ckpttool.errors import MismatchError, UnsupportedError
+from ckpttool.formats import get_format
 from ckpttool.tensors import Checkpoint, TensorSpec
 from ckpttool.text import first_names, parameter
 
@@ -103,7 +104,7 @@ def pair_list(
             hint=f"{parameter('names_from')} takes the names, and what the average does not cover, from a checkpoint "
             "of the model.",
         )
-    keeps_order = ordered and owner.format != "safetensors"
+    keeps_order = ordered and get_format(owner.format).keeps_order
     found = align(average, weights, ordered=keeps_order, where=where, values=candidate.values)
     tensors = {str(index): spec for index, spec in enumerate(average)}
     names = NameMap({name: str(index) for name, index in found.indices.items()})

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ckpttool.errors import UnreadableError
+from ckpttool.formats import get_format
 from ckpttool.formats.section_names import KeyPath
 from ckpttool.formats.sections import children, dotted
 from ckpttool.tensors import Checkpoint, TensorSpec
@@ -22,11 +23,9 @@ _MAX_NODES = 4_000_000
 
 def tree_of(checkpoint: Checkpoint) -> Mapping[Any, Any]:
     """The tree of a checkpoint's container; for formats without one, the flat mapping of its tensors."""
-    if checkpoint.format != "torch" or checkpoint.container is None:
+    tree = get_format(checkpoint.format).tree(checkpoint)
+    if tree is None:
         return dict(checkpoint.weights)
-    from ckpttool.formats.pytorch.tree import plain_tree
-
-    tree = plain_tree(checkpoint.container.graph, checkpoint.container.reader, [])
     if isinstance(tree, list):
         return dict(enumerate(tree))
     return tree if isinstance(tree, Mapping) else {}

@@ -1,174 +1,229 @@
-"""The registry of formats: which module reads and writes which kind of file.
+"""The registry of formats: which module reads and writes which kind of checkpoint.
 
-A format is a module with four names:
+Each format is one row of `FORMATS`, a `Format`: its suffixes, what it writes, and what its files and directories look
+like. Its module has the functions (`Implementation`), and is imported when the first of them is called: a run on
+safetensors files imports the module of no other format.
 
-    NAME: str                                        "safetensors"
-    SUFFIXES: tuple[str, ...]                        output suffixes that choose it: (".safetensors",)
-    recognise(path: Path, head: bytes) -> bool       from the first HEAD_BYTES bytes of a file (b"" for a directory)
-    read(path: Path, *, section: str | None = None) -> Checkpoint
-    lay_out(artifact: Artifact) -> tuple[OutputFile, ...]
+Inputs are recognised by content, never by suffix; outputs are chosen by suffix.
 
-A format whose output is a directory, and not one file, has ``WRITES_DIRECTORY = True`` as well; and where the
-checkpoint has a name of its own in that directory, ``WRITES_MODEL_DIRECTORY = True``. One that can split the weights
-into files of a chosen size has ``WRITES_SHARDS = True``. One that writes another format's directories has that one's
-name in ``WRITES_AS``.
-
-Files are recognised by content, never by suffix; outputs are chosen by suffix. Modules are imported as they
-are asked, in the order of the registry, and those after the one that knows the file are not.
-
-safetensors_file          one file is one module
-pytorch/, tensorflow/     and each a folder: npz/, dcp/ (torch.distributed.checkpoint)
-folders/                  checkpoints that are directories of such files
-pickles/, archives/       what several of them are made of
+description               what a format is: `Format`, `Implementation`
+container                 nested containers: key paths, walking, looking up
 sections, section_names   what frameworks call the parts of a state dict
+safetensors               safetensors files
+pytorch/                  files of torch.save, and NeMo's archives of them
+dcp/                      directories of torch.distributed.checkpoint
+directories/              directories of safetensors and torch files
+tensorflow/, npz/         TensorFlow's checkpoints, NumPy's archives
+pickles/, archives/       pickles and zip archives, which several of them consist of
 """
 
 from __future__ import annotations
 
-import importlib
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UnsupportedError, UsageError
+from ckpttool.formats.description import Format, Implementation
+from ckpttool.reading.opened import not_a_file
 from ckpttool.reading.snapshot import Snapshot
-from ckpttool.tensors import Artifact, Checkpoint, OutputFile
+from ckpttool.tensors import Checkpoint
+from ckpttool.text import first_names
 
 __all__ = [
+    "CHECKPOINT_SUFFIXES",
+    "FORMATS",
     "HEAD_BYTES",
     "Format",
+    "Implementation",
     "format_for_output",
     "format_of_directory",
     "get_format",
     "hint_for_unknown",
     "open_checkpoint",
     "refuse_pipe",
-    "writes_directory",
-    "writes_model_directory",
-    "writes_shards",
-    "written_format",
 ]
 
 HEAD_BYTES = 4096
 
 
-class Format(Protocol):
-    """What a format module offers; see the module docstring."""
-
-    NAME: str
-    SUFFIXES: tuple[str, ...]
-
-    def recognise(self, path: Path, head: bytes) -> bool:
-        """Whether a file that starts like this is of this format."""
-
-    def read(self, path: Path, *, section: str | None = None) -> Checkpoint:
-        """Open a checkpoint without reading any weight."""
-
-    def lay_out(self, artifact: Artifact) -> tuple[OutputFile, ...]:
-        """Give every byte of the output its place."""
+# --- What files start with -------------------------------------------------------------------------------------
 
 
-_MODULES = {
-    "distributed": "ckpttool.formats.dcp.directory",
-    "parts": "ckpttool.formats.directories.parts",
-    "huggingface": "ckpttool.formats.directories.huggingface",
-    "safetensors": "ckpttool.formats.safetensors",
-    "nemo": "ckpttool.formats.pytorch.nemo",
-    "zero": "ckpttool.formats.directories.zero",
-    "torch": "ckpttool.formats.pytorch.file",
-    "tensorflow": "ckpttool.formats.tensorflow.bundle",
-    "npz": "ckpttool.formats.npz.archive",
+def _is_zip(head: bytes) -> bool:
+    return head.startswith(b"PK\x03\x04")
+
+
+def _is_pickle(head: bytes) -> bool:
+    return len(head) > 1 and head[0] == 0x80
+
+
+def _is_tar(head: bytes) -> bool:
+    return head[257:262] == b"ustar"
+
+
+def _is_torch(head: bytes) -> bool:
+    return _is_zip(head) or _is_pickle(head) or _is_tar(head)
+
+
+def _is_nemo(head: bytes) -> bool:
+    return _is_tar(head) or head.startswith(b"\x1f\x8b")
+
+
+def _is_safetensors(head: bytes) -> bool:
+    # Eight bytes of a length, then JSON.
+    return len(head) > 8 and head[4:8] == bytes(4) and head[8:].lstrip(b" \t\r\n")[:1] in {b"{", b""}
+
+
+def _is_bundle_index(head: bytes) -> bool:
+    # The first entry has the key "" and starts with field 1 of the header.
+    return head[:2] == bytes(2) and head[3:4] == b"\x08"
+
+
+# --- The formats -----------------------------------------------------------------------------------------------
+
+FORMATS: Mapping[str, Format] = {
+    row.name: row
+    for row in (
+        Format(
+            "distributed",
+            "torch.distributed.checkpoint",
+            "ckpttool.formats.dcp.directory",
+            output="directory",
+            file_names=(".metadata", "*.distcp"),
+            directory_names=(
+                *(".metadata", "*.metadata.tmp", "*.distcp"),
+                *("model_and_optim", "weights", "model_weights", "pytorch_model_fsdp_0"),
+            ),
+        ),
+        Format(
+            "parts",
+            "PyTorch in several files",
+            "ckpttool.formats.directories.parts",
+            output="directory",
+            is_partitioned=True,
+            heads=_is_torch,
+            directory_names=(
+                *("CKPT.yaml", "mp_rank_*", "tp_rank_*", "*_states.pt", "*-model_states.pt", "checkpoint", "model"),
+                *("*-shard*.pt", "*_part*.pt", "*-model_part-*.pt", "*-part*.pt"),
+                *("model.pt", "model.pth", "model.ckpt", "pytorch_model.pt", "model_weights.ckpt"),
+            ),
+        ),
+        Format(
+            "huggingface",
+            "Hugging Face directories",
+            "ckpttool.formats.directories.huggingface",
+            output="directory",
+            writes_shards=True,
+            file_names=("shard-*-model-*-of-*.safetensors",),
+            directory_names=("*",),
+        ),
+        Format(
+            "safetensors",
+            "safetensors",
+            "ckpttool.formats.safetensors",
+            suffixes=(".safetensors",),
+            keeps_order=False,
+            heads=_is_safetensors,
+        ),
+        Format("nemo", "NeMo", "ckpttool.formats.pytorch.nemo", suffixes=(".nemo",), heads=_is_nemo),
+        Format(
+            "zero",
+            "DeepSpeed ZeRO",
+            "ckpttool.formats.directories.zero",
+            output="directory",
+            writes_shards=True,
+            writes_as="huggingface",
+            file_names=("*_states.pt",),
+            directory_names=("*_states.pt", "global_step*", "checkpoint", "pytorch_model"),
+        ),
+        Format(
+            "torch",
+            "PyTorch",
+            "ckpttool.formats.pytorch.file",
+            suffixes=(".pt", ".pth", ".ckpt", ".bin", ".tar"),
+            other_suffixes=(".pth.tar", ".th", ".pkl"),
+            heads=_is_torch,
+        ),
+        Format(
+            "tensorflow",
+            "TensorFlow",
+            "ckpttool.formats.tensorflow.bundle",
+            output="model directory",
+            other_suffixes=(".index",),
+            heads=_is_bundle_index,
+            directory_names=("*.index",),
+        ),
+        Format("npz", "NumPy", "ckpttool.formats.npz.archive", suffixes=(".npz",), heads=_is_zip),
+    )
 }
-"""Name to module, in the order in which they are asked. Directories before the formats of the files in them;
+"""By name, in the order in which they are asked. Directories before the formats of the files in them;
 safetensors before torch: where its header has 640 bytes, the file begins with 80 02, as a pickle does, but no pickle
 has eight bytes of a plausible length and a brace after them. ZeRO before torch: its files are torch files,
-and pieces."""
+and parts of a checkpoint."""
+
+CHECKPOINT_SUFFIXES: tuple[str, ...] = (
+    *(suffix for row in FORMATS.values() for suffix in (*row.suffixes, *row.other_suffixes)),
+    ".pdparams",
+)
+"""Suffixes of files that may be checkpoints, of all formats and of PaddlePaddle."""
 
 
 def get_format(name: str) -> Format:
-    """The format of this name, imported now."""
-    module: Format = importlib.import_module(_MODULES[name])
-    return module
+    """The format of this name."""
+    return FORMATS[name]
 
 
-def writes_directory(writer: Format) -> bool:
-    """Whether the output of a format is a directory."""
-    return bool(getattr(writer, "WRITES_DIRECTORY", False))
+# --- Opening ---------------------------------------------------------------------------------------------------
 
 
-def writes_model_directory(writer: Format) -> bool:
-    """Whether that directory is a model directory with a named checkpoint in it, and not the checkpoint itself."""
-    return bool(getattr(writer, "WRITES_MODEL_DIRECTORY", False))
-
-
-def writes_shards(writer: Format) -> bool:
-    """Whether a format can split the weights into files of a chosen size."""
-    return bool(getattr(writer, "WRITES_SHARDS", False))
-
-
-def written_format(writer: Format) -> str:
-    """Name of the format of what a format writes: its own, or another one's."""
-    return str(getattr(writer, "WRITES_AS", writer.NAME))
-
-
-def format_of_directory(path: Path) -> str | None:
-    """Name of the format that takes a directory for one checkpoint; None if none does. Weights are not opened."""
-    if not path.is_dir():
-        return None
+def format_of_directory(path: Path, snapshot: Snapshot | None = None) -> Format | None:
+    """The format that takes a directory for one checkpoint; None if none does. Weights are not opened."""
+    snapshot = snapshot or Snapshot()
     with _reading(path):
-        return next((name for name in _MODULES if get_format(name).recognise(path, b"")), None)
+        if not snapshot.is_dir(path):
+            return None
+        names = snapshot.names(path)
+        asked = (row for row in FORMATS.values() if row.may_be_directory(names))
+        return next((row for row in asked if row.recognise(path, b"", snapshot)), None)
 
 
-def open_checkpoint(path: str | Path, *, section: str | None = None) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:
     """Open a checkpoint of any format, recognised by its content. No weight is read.
 
     Args:
         path: A checkpoint file, a directory that is one checkpoint, or the prefix that names the files of one
             (``run/ckpt-100`` for ``run/ckpt-100.index`` and its data).
         section: Dotted key path of the weights inside the file, where they are not found by themselves.
+        snapshot: The operation's view of the storage, where several checkpoints are opened; None: a new one.
 
     Raises:
         NotFoundError: There is no such file.
-        UnreadableError: The file is empty, truncated, corrupt, or of a kind that nobody here knows.
+        UnreadableError: The file is empty, truncated, corrupt, or of a kind that is not supported.
     """
     path = Path(path)
-    snapshot = Snapshot()
-    try:
-        refuse_pipe(path)
-        first = path if path.exists() else _first_of(path)
-        if path.is_dir():
-            snapshot.list(path)
-        snapshot.item(first)  # what is read later must be what these headers are of
-        head = b""
-        if not path.is_dir():
-            with first.open("rb") as file:
-                head = file.read(HEAD_BYTES)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: no such file or directory", path=path) from error
-    except OSError as error:
-        raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
-    if not head and not path.is_dir():
-        raise UnreadableError(
-            f"{path}: the file is empty",
-            path=path,
-            hint="The run may have been interrupted while it was saving.",
-        )
+    snapshot = snapshot or Snapshot()
     with _reading(path):
-        for name in _MODULES:
-            candidate = get_format(name)
-            if candidate.recognise(first, head):
-                return _identified(candidate.read(path, section=section), snapshot)
-    if path.is_dir():
-        inside = sorted(name for name in os.listdir(path) if not name.startswith("."))
-        raise UnsupportedError(
-            f"{path}: no checkpoint of a known layout ("
-            + (f"in it are {', '.join(inside[:8])}{', ...' if len(inside) > 8 else ''})" if inside else "it is empty)"),
-            path=path,
-            hint="Name the files with the weights themselves, if they are in there.",
-        )
+        if snapshot.is_dir(path):
+            row = format_of_directory(path, snapshot)
+            if row is not None:
+                return _identified(row.read(path, section=section, snapshot=snapshot), snapshot)
+            raise _unknown_directory(path, snapshot)
+        refuse_pipe(path, snapshot)
+        first = path if snapshot.exists(path) else _first_of(path, snapshot)
+        if not snapshot.exists(first):
+            raise NotFoundError(f"{path}: no such file or directory", path=path)
+        head = snapshot.read(first, HEAD_BYTES)
+        if not head:
+            raise UnreadableError(
+                f"{path}: the file is empty",
+                path=path,
+                hint="The run may have been interrupted while it was saving.",
+            )
+        for row in FORMATS.values():
+            if row.may_be_file(first.name, head) and row.recognise(first, head, snapshot):
+                return _identified(row.read(path, section=section, snapshot=snapshot), snapshot)
     raise UnsupportedError(
         f"{path}: not a checkpoint of a known format (it starts with {head[:8]!r})",
         path=path,
@@ -182,16 +237,31 @@ def _identified(checkpoint: Checkpoint, snapshot: Snapshot) -> Checkpoint:
     return replace(checkpoint, identities={file: item.identity for file, item in items.items() if item is not None})
 
 
+def _unknown_directory(path: Path, snapshot: Snapshot) -> UnsupportedError:
+    names = [name for name in snapshot.names(path) if not name.startswith(".")]
+    return UnsupportedError(
+        f"{path}: no checkpoint of a known layout "
+        + (f"(it contains {first_names(names, 8)})" if names else "(it is empty)"),
+        path=path,
+        hint="Name the files with the weights themselves, if they are in there.",
+    )
+
+
 def hint_for_unknown(head: bytes) -> str:
     """What to do about a file that is of no known format and starts like this."""
     if head.startswith(b"version https://git-lfs"):
         return "It is a pointer of Git LFS, and not the file itself: git lfs pull fetches that."
-    return "ckpttool reads safetensors, PyTorch (.pt, .pth, .ckpt, .bin), TensorFlow (.index), .npz and .nemo files."
+    known = [
+        f"{row.title} ({', '.join(row.suffixes or row.other_suffixes)})"
+        for row in FORMATS.values()
+        if row.suffixes or row.other_suffixes
+    ]
+    return f"ckpttool reads {', '.join(known[:-1])} and {known[-1]} files."
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Say what cannot be read: a directory is listed in many places, and may be one that must not be listed."""
+    """Turn the errors of the storage into ours: any directory on the way may be one that must not be listed."""
     try:
         yield
     except CkpttoolError:
@@ -205,24 +275,24 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def refuse_pipe(path: Path) -> None:
-    """Refuse what would be waited for without end when it is opened.
+def refuse_pipe(path: Path, snapshot: Snapshot) -> None:
+    """Refuse what is neither a file nor a directory.
 
     Raises:
-        UnsupportedError: It is a pipe.
+        UnsupportedError: It is a pipe, a socket or a device.
     """
-    if path.is_fifo():
-        raise UnsupportedError(
-            f"{path}: a pipe, and no file: a checkpoint is read from many places at once",
-            path=path,
-            hint="Save it to a file, and name that.",
-        )
+    item = snapshot.item(path)
+    if item is not None and item.kind == "other":
+        raise not_a_file(path)
 
 
-def _first_of(prefix: Path) -> Path:
+def _first_of(prefix: Path, snapshot: Snapshot) -> Path:
     """The file to recognise a checkpoint by whose files all start with `prefix`; the prefix itself for none."""
     index = prefix.with_name(f"{prefix.name}.index") if prefix.name else prefix
-    return index if index.is_file() else prefix
+    return index if snapshot.is_file(index) else prefix
+
+
+# --- Writing ---------------------------------------------------------------------------------------------------
 
 
 def format_for_output(path: Path, newest: Checkpoint) -> Format:
@@ -233,19 +303,19 @@ def format_for_output(path: Path, newest: Checkpoint) -> Format:
     """
     own = get_format(newest.format)
     suffix = path.suffix.lower()
-    if path.name == newest.path.name or not suffix or suffix in own.SUFFIXES:
+    if path.name == newest.path.name or not suffix or suffix in own.suffixes:
         return own
-    for name in _MODULES:
-        candidate = get_format(name)
-        if suffix in candidate.SUFFIXES:
-            return candidate
-    if writes_directory(own) and not suffix[1:].isalpha():
+    for row in FORMATS.values():
+        if suffix in row.suffixes:
+            return row
+    if own.writes_directory and not suffix[1:].isalpha():
         return own  # the point is in a directory's name: llama-3.1-averaged
-    if not writes_directory(own) and newest.path.suffix.lower() not in own.SUFFIXES:
+    if not own.writes_directory and newest.path.suffix.lower() not in own.suffixes:
         return own  # a framework whose names end otherwise: params.00012 makes params.best
+    known = [suffix for row in FORMATS.values() for suffix in row.suffixes]
     raise UsageError(
         f"{path}: no format is known for files that end in {suffix!r}",
-        hint="End the output's name in .safetensors, .pt, .pth, .ckpt, .bin or .npz"
-        + ("; for a directory, name it without a suffix." if writes_directory(own) else "."),
+        hint=f"End the output's name in {', '.join(known[:-1])} or {known[-1]}"
+        + ("; for a directory, name it without a suffix." if own.writes_directory else "."),
         path=path,
     )

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from ckpttool.errors import UnreadableError, UnsupportedError
+from ckpttool.formats.description import Implementation
+from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import DTYPES, Artifact, Checkpoint, Extent, OutputFile, Slot, TensorId, TensorSpec
 
-__all__ = ["NAME", "SUFFIXES", "lay_out", "read", "recognise"]
+__all__ = ["IMPLEMENTATION", "NAME", "lay_out", "read", "recognise"]
 
 NAME = "safetensors"
-SUFFIXES: tuple[str, ...] = (".safetensors",)
 
 MAX_HEADER_BYTES = 100_000_000
 """The bound that safetensors itself sets, for reading and for writing."""
@@ -61,7 +62,7 @@ _RANKS = {name: rank for rank, name in enumerate(_NAMES.values())}
 _SUB_BYTE = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
 
 
-def recognise(path: Path, head: bytes) -> bool:
+def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # noqa: ARG001  # the same question to all formats
     """Whether a file starts like safetensors: a plausible length and, after JSON whitespace, an opening brace.
 
     The length may be a lie (a truncated file still is a safetensors file); `read` says so then.
@@ -72,7 +73,7 @@ def recognise(path: Path, head: bytes) -> bool:
     return 2 <= length <= MAX_HEADER_BYTES and head[8:].lstrip(_JSON_SPACE)[:1] in {b"{", b""}
 
 
-def read(path: Path, *, section: str | None = None) -> Checkpoint:
+def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:  # noqa: ARG001
     """Read the header of a safetensors file. No weight is read.
 
     Tied names that `safetensors.torch.save_model` left out (it notes ``metadata[dropped] = kept``) come back as
@@ -81,6 +82,7 @@ def read(path: Path, *, section: str | None = None) -> Checkpoint:
     Args:
         path: The file.
         section: Must be None or empty: the format has no sections.
+        snapshot: The operation's view of the storage; None: a new one.
 
     Raises:
         UnreadableError: Truncated, corrupt, or not what the format allows.
@@ -378,3 +380,6 @@ def _encode(header: Mapping[str, Any]) -> bytes:
             hint="End the output's name in .pt.",
         )
     return struct.pack("<Q", len(text)) + text
+
+
+IMPLEMENTATION = Implementation(recognise, read, lay_out)

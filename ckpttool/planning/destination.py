@@ -16,14 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckpttool.errors import CkpttoolError, OutputExistsError, UsageError, WriteError
-from ckpttool.formats import (
-    Format,
-    format_for_output,
-    get_format,
-    open_checkpoint,
-    writes_directory,
-    writes_model_directory,
-)
+from ckpttool.formats import Format, format_for_output, get_format, open_checkpoint
 from ckpttool.planning.plan import Plan
 from ckpttool.reading.tiled import pieces_of
 from ckpttool.tensors import Checkpoint
@@ -61,7 +54,7 @@ def find_place(
             f"{parameter('output')} is empty", hint="Name a file or a directory. Is a variable of the shell unset?"
         )
     path, writer = _path_and_writer(output, newest)
-    template = newest if newest.format == writer.NAME and keep_container else None
+    template = newest if newest.format == writer.name and keep_container else None
     if keep_state and template is None:
         raise UsageError(
             f"{parameter('keep_state')} needs an output of the newest checkpoint's own format, and {path.name} is not",
@@ -75,14 +68,14 @@ def _path_and_writer(output: str | Path, newest: Checkpoint) -> tuple[Path, Form
     path = Path(output)
     own = get_format(newest.format)
     into = str(output).endswith(("/", os.sep))  # a Path does not keep the separator at its end
-    if into and writes_model_directory(own):
+    if into and own.writes_model_directory:
         return path, own
-    if into or (_is_directory(path) and not writes_directory(own)):
+    if into or (_is_directory(path) and not own.writes_directory):
         return path / newest.path.name, own
     writer = format_for_output(path, newest)
-    if writer is not own and newest.format == "parts" and len(newest.container.parts) > 1:
+    if writer is not own and own.is_partitioned and len(newest.files) > 1:
         raise UsageError(
-            f"{newest.path.name} is in {len(newest.container.parts)} files that hold pieces of tensors or of a model;"
+            f"{newest.path.name} is in {len(newest.files)} files that hold pieces of tensors or of a model;"
             f" they cannot be joined in {path.name}",
             hint="With a directory as the output the same files are written again; the framework's own converter joins"
             " them.",
@@ -220,7 +213,7 @@ def destinations_of(plans: Sequence[Plan]) -> list[Destination]:
             plan.bytes_to_write,
             inputs,
             plan.force,
-            is_exact=writes_model_directory(get_format(plan.format))
+            is_exact=get_format(plan.format).writes_model_directory
             or plan.output.name == plan.members[-1].checkpoint.path.name,
         )
         for plan in plans

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpttool.errors import MismatchError
+from ckpttool.formats import get_format
 from ckpttool.formats.wrappers import wrapper_prefix
 from ckpttool.planning.request import KeyPolicy
 from ckpttool.tensors import Checkpoint, TensorId, TensorSpec
@@ -185,7 +186,8 @@ def _doubt(checkpoint: Checkpoint, newest: Checkpoint) -> str:
     Where ranks save files of their own, nothing in a directory may show that those of the last ranks are missing.
     """
     fewer, more = sorted((checkpoint, newest), key=lambda each: len(each.files))
-    if checkpoint.format != newest.format and "parts" not in {checkpoint.format, newest.format}:
+    formats = {each.format for each in (checkpoint, newest)}
+    if len(formats) > 1 and not any(get_format(name).is_partitioned for name in formats):
         return (
             f"{checkpoint.path.name} is of the format {checkpoint.format} and {newest.path.name} of {newest.format}:"
             f" they may be of two kinds, and --exclude {newest.path.name!r} leaves the newest out. "

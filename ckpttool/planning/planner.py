@@ -9,7 +9,6 @@ from typing import Any
 
 from ckpttool._version import __version__
 from ckpttool.errors import UsageError
-from ckpttool.formats import writes_shards, written_format
 from ckpttool.planning.destination import Place, find_place
 from ckpttool.planning.matching import Matched, match, ties
 from ckpttool.planning.notes import notes_of
@@ -139,9 +138,9 @@ def assemble(
     Raises:
         UsageError: The format has no shards.
     """
-    if policy.max_shard_size is not None and not writes_shards(place.writer):
+    if policy.max_shard_size is not None and not place.writer.writes_shards:
         raise UsageError(
-            f"{place.path.name} is written by the format {place.writer.NAME}, which has no shards of a chosen size",
+            f"{place.path.name} is written by the format {place.writer.name}, which has no shards of a chosen size",
             hint=f"{parameter('max_shard_size')} is for directories in the layout of Hugging Face.",
         )
     outputs = {tensor.id: tensor.output for tensor in tensors}
@@ -160,7 +159,7 @@ def assemble(
         divisor=divisor,
         tensors=tuple(tensors),
         output=place.path,
-        format=written_format(place.writer),
+        format=place.writer.written_format,
         artifact=artifact,
         files=place.writer.lay_out(artifact),
         force=policy.force,

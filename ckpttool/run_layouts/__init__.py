@@ -24,7 +24,6 @@ from ckpttool.run_layouts.table import (
     HIDDEN,
     UNFINISHED,
     WEIGHT_FILES,
-    WEIGHT_SUFFIXES,
     Layout,
     Rule,
 )
@@ -40,7 +39,6 @@ __all__ = [
     "MARKED_FOLDERS",
     "UNFINISHED",
     "WEIGHT_FILES",
-    "WEIGHT_SUFFIXES",
     "Layout",
     "Reason",
     "Rule",

@@ -16,7 +16,6 @@ __all__ = [
     "HIDDEN",
     "UNFINISHED",
     "WEIGHT_FILES",
-    "WEIGHT_SUFFIXES",
     "Layout",
     "Rule",
 ]
@@ -73,23 +72,6 @@ class Layout:
     sidecars: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
 
-
-WEIGHT_SUFFIXES = (
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".bin",
-    ".safetensors",
-    ".pth.tar",
-    ".tar",
-    ".npz",
-    ".pdparams",
-    ".pkl",
-    ".index",
-    ".nemo",
-    ".th",
-)
-"""Endings of files that may be checkpoints: they are reported when no row knows the name."""
 
 WEIGHT_FILES = (
     "model.safetensors",

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UsageError
-from ckpttool.formats import format_of_directory, open_checkpoint
-from ckpttool.run_layouts import WEIGHT_FILES, WEIGHT_SUFFIXES
+from ckpttool.formats import CHECKPOINT_SUFFIXES, format_of_directory, open_checkpoint
+from ckpttool.run_layouts import WEIGHT_FILES
 from ckpttool.selection.families import question
 from ckpttool.selection.metrics import (
     Mode,
@@ -116,7 +116,7 @@ def weights_file(path: Path, globs: Sequence[str] = ()) -> Path:
     """
     if not path.is_dir() or format_of_directory(path) is not None:
         return path
-    inside = sorted(name for name in os.listdir(path) if name.lower().endswith((*WEIGHT_SUFFIXES, ".index.json")))
+    inside = sorted(name for name in os.listdir(path) if name.lower().endswith((*CHECKPOINT_SUFFIXES, ".index.json")))
     if any(name.endswith(".index.json") for name in inside):
         return path
     for glob in (*globs, *WEIGHT_FILES):

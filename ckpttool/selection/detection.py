@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from ckpttool.errors import NotFoundError, UsageError
+from ckpttool.formats import CHECKPOINT_SUFFIXES
 from ckpttool.run_layouts import (
     COMMON_ALIASES,
     COMMON_IGNORED,
@@ -21,7 +22,6 @@ from ckpttool.run_layouts import (
     LAYOUTS,
     UNFINISHED,
     WEIGHT_FILES,
-    WEIGHT_SUFFIXES,
     Layout,
     Reason,
     Rule,
@@ -147,7 +147,7 @@ def _alike(match: re.Match[str]) -> str:
 
 
 def _looks_like_weights(name: str) -> bool:
-    return name.lower().endswith(WEIGHT_SUFFIXES)
+    return name.lower().endswith(CHECKPOINT_SUFFIXES)
 
 
 def classify(layout: Layout, listing: Listing) -> Classified:
@@ -222,7 +222,7 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 def _stem(name: str) -> str:
     lower = name.lower()
-    suffix = max((suffix for suffix in WEIGHT_SUFFIXES if lower.endswith(suffix)), key=len, default="")
+    suffix = max((suffix for suffix in CHECKPOINT_SUFFIXES if lower.endswith(suffix)), key=len, default="")
     return name[: len(name) - len(suffix)] if suffix else name
 
 

@@ -117,7 +117,7 @@ def discover(
         if ranks:  # NeMo with model parallelism: a folder for each rank, and every checkpoint is in all of them
             inner = discover(directory / ranks[0], layout=layout, section=section, include=include, exclude=exclude)
             return replace(inner, why=f"{inner.why}, in each of {len(ranks)} folders like {ranks[0]}")
-        if kind != "parts":  # its folders and files are pieces
+        if kind is None or not kind.is_partitioned:  # its folders and files are pieces
             _ask_for_subdirectory(directory, everything)
         if layout is None and not include and (kind is not None or weights_file(directory) != directory):
             alone = Entry(directory, section=section)

@@ -19,15 +19,15 @@ from ckpttool.errors import UnreadableError, UnsupportedError
 from ckpttool.formats.dcp.chunks import FileLayout
 from ckpttool.formats.dcp.metadata import Metadata, Stored, TensorEntry, parse, rewrite
 from ckpttool.formats.dcp.tree import FlatTree, plain_values, tree_of
+from ckpttool.formats.description import Implementation
 from ckpttool.formats.directories.common import Directory, companion_files, companions_of, layout_row, load_json
 from ckpttool.formats.sections import KeyPath, Located, dotted, locate
+from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import Artifact, Checkpoint, DType, Extent, OutputFile, Region, TensorId
 
-__all__ = ["NAME", "SUFFIXES", "WRITES_DIRECTORY", "lay_out", "read", "recognise"]
+__all__ = ["IMPLEMENTATION", "NAME", "lay_out", "read", "recognise"]
 
 NAME = "distributed"
-SUFFIXES: tuple[str, ...] = ()
-WRITES_DIRECTORY = True
 
 _METADATA = ".metadata"
 _CHUNKS = ".distcp"
@@ -62,7 +62,7 @@ class _Container:
     located: Located
 
 
-def recognise(path: Path, head: bytes) -> bool:  # noqa: ARG001  # the names decide
+def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # noqa: ARG001  # the same question to all formats
     """Whether a directory is such a checkpoint, or was to become one; or whether a file is a piece of one."""
     if not path.is_dir():
         return path.name == _METADATA or path.suffix == _CHUNKS
@@ -88,12 +88,13 @@ def _unfinished(path: Path) -> Path | None:
     return None
 
 
-def read(path: Path, *, section: str | None = None) -> Checkpoint:
+def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:  # noqa: ARG001
     """Open a directory without reading any weight.
 
     Args:
         path: The directory.
         section: Dotted key path of the weights, where they are not found by themselves.
+        snapshot: The operation's view of the storage; None: a new one.
 
     Raises:
         UnreadableError: It is unfinished or damaged, a file is missing or truncated, or chunks leave holes or overlap.
@@ -312,3 +313,6 @@ def _extent(path: Path, stored: Stored) -> Extent:
 
 def _literal(name: str, data: bytes) -> OutputFile:
     return OutputFile(name, len(data), literals=((0, data),) if data else ())
+
+
+IMPLEMENTATION = Implementation(recognise, read, lay_out)

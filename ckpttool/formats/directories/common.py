@@ -17,6 +17,7 @@ from typing import Any
 
 from ckpttool.errors import UnreadableError, UnsupportedError
 from ckpttool.formats import HEAD_BYTES, get_format, hint_for_unknown, refuse_pipe
+from ckpttool.reading.snapshot import Snapshot
 from ckpttool.run_layouts import LAYOUTS, Layout
 from ckpttool.tensors import Artifact, Checkpoint, Copy, Extent, OutputFile, TensorId, TensorSpec
 
@@ -129,10 +130,10 @@ def open_part(path: Path, section: str | None = None) -> Checkpoint:
     Raises:
         UnreadableError: It is missing, empty, broken, or of another kind.
     """
-    refuse_pipe(path)
+    snapshot = Snapshot()
+    refuse_pipe(path, snapshot)
     try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
+        head = snapshot.read(path, HEAD_BYTES)
     except FileNotFoundError as error:
         raise UnreadableError(
             f"{path.parent}: {path.name} is missing",
@@ -143,9 +144,9 @@ def open_part(path: Path, section: str | None = None) -> Checkpoint:
         raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
     for name in _PART_FORMATS:
         candidate = get_format(name)
-        if candidate.recognise(path, head):
+        if candidate.recognise(path, head, snapshot):
             # A safetensors file has no sections; one that was named is for the other files.
-            return candidate.read(path, section=section if name != "safetensors" else None)
+            return candidate.read(path, section=section if name != "safetensors" else None, snapshot=snapshot)
     if not head:
         raise UnreadableError(
             f"{path}: the file is empty", path=path, hint="The run may have been interrupted while it was saving."

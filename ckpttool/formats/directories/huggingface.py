@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
+from ckpttool.formats.description import Implementation
 from ckpttool.formats.directories import slices
 from ckpttool.formats.directories import zero as zero_shards
 from ckpttool.formats.directories.common import (
@@ -41,13 +42,11 @@ from ckpttool.formats.directories.huggingface_writer import (
     lay_out,
 )
 from ckpttool.formats.directories.trainer_records import configurations, stated_dtype, trainer_state
+from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import Checkpoint
 
-__all__ = ["NAME", "SUFFIXES", "WRITES_DIRECTORY", "WRITES_SHARDS", "lay_out", "read", "recognise"]
+__all__ = ["IMPLEMENTATION", "NAME", "lay_out", "read", "recognise"]
 
-SUFFIXES: tuple[str, ...] = ()
-WRITES_DIRECTORY = True
-WRITES_SHARDS = True
 
 _ADAPTERS = frozenset({"adapter_model", "pytorch_lora_weights"})
 _COMPONENT = re.compile(
@@ -61,7 +60,7 @@ _MODULE = re.compile(r"\d+_[A-Za-z]\w*")
 # --- Reading ---------------------------------------------------------------------------------------------------
 
 
-def recognise(path: Path, head: bytes) -> bool:
+def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # noqa: ARG001  # the same question to all formats
     """Whether a directory has weights under the names that Hugging Face's libraries give them.
 
     A file with slices of tensors is recognised as well, so that `read` can say that it is no checkpoint.
@@ -76,13 +75,14 @@ def recognise(path: Path, head: bytes) -> bool:
     return bool(_components(path)) or _slices(path, "") is not None
 
 
-def read(path: Path, *, section: str | None = None) -> Checkpoint:
+def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:  # noqa: ARG001
     """Open a directory: the index, and the header of every shard. No weight is read.
 
     Args:
         path: The directory.
         section: Where the weights are inside each .bin file; or a component of a diffusers directory ("unet_ema"); or
             "fp32" for the masters of DeepSpeed's ZeRO, where the Trainer has saved those beside the weights.
+        snapshot: The operation's view of the storage; None: a new one.
 
     Raises:
         UnreadableError: A shard is missing or broken, or the index and the shards do not fit together.
@@ -347,3 +347,6 @@ def _folders(path: Path, families: Sequence[Family]) -> list[str]:
         )
     }
     return ["", *sorted(own | further)]
+
+
+IMPLEMENTATION = Implementation(recognise, read, lay_out)

@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
+from ckpttool.formats.description import Implementation
 from ckpttool.formats.directories import zero as zero_shards
 from ckpttool.formats.directories.common import (
     Companion,
@@ -33,13 +34,12 @@ from ckpttool.formats.directories.common import (
     with_copied,
 )
 from ckpttool.formats.directories.trainer_records import configurations
+from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile
 
-__all__ = ["NAME", "SUFFIXES", "WRITES_DIRECTORY", "lay_out", "rank_folders", "read", "recognise"]
+__all__ = ["IMPLEMENTATION", "NAME", "lay_out", "rank_folders", "read", "recognise"]
 
 NAME = "parts"
-SUFFIXES: tuple[str, ...] = ()
-WRITES_DIRECTORY = True
 
 RANK = re.compile(r"mp_rank_\d+(?:_\d+)*|tp_rank_\d+_pp_rank_\d+")
 _RANK_FILES = ("model_optim_rng.pt", "model_rng.pt", "model_weights.ckpt")
@@ -72,7 +72,7 @@ class _Found:
     folders: tuple[str, ...] = ("",)
 
 
-def recognise(path: Path, head: bytes) -> bool:  # noqa: ARG001  the same question to all formats
+def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # noqa: ARG001  # the same question to all formats
     """Whether a directory is such a checkpoint; or whether a file is the first of several that are one."""
     if not path.is_dir():
         return _group_of(path) is not None
@@ -188,13 +188,14 @@ def _mark(label: str) -> str:
 # --- Reading ---------------------------------------------------------------------------------------------------
 
 
-def read(path: Path, *, section: str | None = None) -> Checkpoint:
+def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:  # noqa: ARG001
     """Open all the files of a checkpoint. No weight is read.
 
     Args:
         path: The directory; or the first of several files beside each other.
         section: Where the weights are inside each file, where they are not found by themselves; "fp32" for the masters
             of DeepSpeed's ZeRO, which are in the files of its optimizer.
+        snapshot: The operation's view of the storage; None: a new one.
 
     Raises:
         UnreadableError: A file is missing or broken, or the files are of different steps.
@@ -325,3 +326,6 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
         for part, share in shares(artifact, directory.parts)
     ]
     return (*files, *copied)
+
+
+IMPLEMENTATION = Implementation(recognise, read, lay_out)

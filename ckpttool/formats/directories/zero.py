@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
+from ckpttool.formats.description import Implementation
 from ckpttool.formats.directories.common import (
     Companion,
     Directory,
@@ -36,15 +37,13 @@ from ckpttool.formats.directories.zero_partitions import (
     read_model_states,
     read_partitions,
 )
+from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile, TensorSpec
 
 __all__ = [
+    "IMPLEMENTATION",
     "NAME",
     "SECTION",
-    "SUFFIXES",
-    "WRITES_AS",
-    "WRITES_DIRECTORY",
-    "WRITES_SHARDS",
     "has_masters",
     "lay_out",
     "no_masters",
@@ -53,10 +52,6 @@ __all__ = [
 ]
 
 NAME = "zero"
-SUFFIXES: tuple[str, ...] = ()
-WRITES_AS = "huggingface"
-WRITES_DIRECTORY = True
-WRITES_SHARDS = True
 
 SECTION = "fp32"
 """What asks for the masters where there are other weights too."""
@@ -80,7 +75,7 @@ _INTERRUPTED = "The run may have been interrupted while it was saving, or a copy
 # --- Finding the files -----------------------------------------------------------------------------------------
 
 
-def recognise(path: Path, head: bytes) -> bool:
+def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # noqa: ARG001  # the same question to all formats
     """Whether a directory has weights in ZeRO's partitions and nowhere else.
 
     One of the files is recognised as well, so that `read` can say that it is no checkpoint: with ZeRO-3 a model's file
@@ -194,12 +189,13 @@ def _files(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
 # --- Reading ---------------------------------------------------------------------------------------------------
 
 
-def read(path: Path, *, section: str | None = None) -> Checkpoint:
+def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:  # noqa: ARG001
     """Open the files of all ranks, and find each parameter's elements in them. No weight is read.
 
     Args:
         path: The directory of the files, or one around it.
         section: None or `SECTION`: there is nothing else.
+        snapshot: The operation's view of the storage; None: a new one.
 
     Raises:
         UnreadableError: A rank's file is missing or broken, or they do not fit together.
@@ -393,3 +389,6 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
         *split(artifact, family, "safetensors" if family.suffix == "safetensors" else "torch", None, names),
         *copied,
     )
+
+
+IMPLEMENTATION = Implementation(recognise, read, lay_out)

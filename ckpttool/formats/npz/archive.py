@@ -21,8 +21,10 @@ from typing import Any
 from ckpttool.checksums.crc32 import combine_crc32
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats.archives.zip_reader import Archive, first_name, open_archive
+from ckpttool.formats.description import Implementation
 from ckpttool.formats.npz import npy_header
 from ckpttool.formats.npz.writer import MAX_COMMENT, NpzLayout
+from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import (
     Artifact,
     Checkpoint,
@@ -35,10 +37,9 @@ from ckpttool.tensors import (
     c_strides,
 )
 
-__all__ = ["NAME", "SUFFIXES", "NpzContainer", "lay_out", "read", "recognise"]
+__all__ = ["IMPLEMENTATION", "NAME", "NpzContainer", "lay_out", "read", "recognise"]
 
 NAME = "npz"
-SUFFIXES = (".npz",)
 
 _NPY = ".npy"
 _SPECIAL = "special:"
@@ -61,17 +62,18 @@ class NpzContainer:
     records: Mapping[str, bool]
 
 
-def recognise(path: Path, head: bytes) -> bool:  # noqa: ARG001  the same question to all formats
+def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # noqa: ARG001  # the same question to all formats
     """Whether this is a zip archive that starts with an array."""
     return first_name(head).endswith(_NPY)
 
 
-def read(path: Path, *, section: str | None = None) -> Checkpoint:
+def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:  # noqa: ARG001
     """Open an archive without reading any weight; headers and single integers are read.
 
     Args:
         path: The file.
         section: Only arrays whose names start with this and "/" or "." are weights.
+        snapshot: The operation's view of the storage; None: a new one.
 
     Raises:
         UnreadableError: The archive or a header in it is truncated or damaged.
@@ -277,3 +279,6 @@ def _comment(provenance: Mapping[str, Any]) -> bytes:
     if len(comment) > MAX_COMMENT:
         comment = encode({key: len(value) if isinstance(value, list) else value for key, value in provenance.items()})
     return comment
+
+
+IMPLEMENTATION = Implementation(recognise, read, lay_out)

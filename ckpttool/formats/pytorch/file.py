@@ -16,20 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from ckpttool.errors import MismatchError, UnreadableError, UnsupportedError
-from ckpttool.formats import refuse_pipe
 from ckpttool.formats.archives.zip_reader import Archive, first_name, open_archive
+from ckpttool.formats.description import Implementation
 from ckpttool.formats.pickles.inert import load
 from ckpttool.formats.pytorch.legacy import is_legacy, is_legacy_tar, read_legacy
 from ckpttool.formats.pytorch.tensors import Refused, Storages, TensorReader, storage_ref
 from ckpttool.formats.pytorch.tree import Opaque, plain_tree
 from ckpttool.formats.pytorch.writer import lay_out_graph, plain_graph
 from ckpttool.formats.sections import KeyPath, Located, dotted, locate
+from ckpttool.reading.opened import OpenedFile
+from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile, TensorSpec
 
 __all__ = [
+    "IMPLEMENTATION",
     "NAME",
     "PROVENANCE",
-    "SUFFIXES",
     "TorchContainer",
     "lay_out",
     "no_garbage",
@@ -40,7 +42,6 @@ __all__ = [
 ]
 
 NAME = "torch"
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 
 PROVENANCE = "ckpttool.json"
 """The record of the archive that says what an output was made of. torch.load does not look at it."""
@@ -64,7 +65,7 @@ class TorchContainer:
     located: Located
 
 
-def recognise(path: Path, head: bytes) -> bool:
+def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # noqa: ARG001  # the same question to all formats
     """Whether a file that starts like this is one of torch's, or a pickle at all (of which `read` says what it is)."""
     if is_legacy(head) or is_legacy_tar(head):
         return True
@@ -93,12 +94,13 @@ def no_garbage() -> Iterator[None]:
 
 
 @no_garbage()
-def read(path: Path, *, section: str | None = None) -> Checkpoint:
+def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:  # noqa: ARG001
     """Open a torch file without reading any weight.
 
     Args:
         path: The file.
         section: Dotted key path of the weights, where they are not found by themselves.
+        snapshot: The operation's view of the storage; None: a new one.
 
     Raises:
         UsageError: The weights may be in several places, or are not where `section` says.
@@ -123,8 +125,8 @@ def read_graph(path: Path) -> Iterator[tuple[Any, Storages, Mapping[str, Any] | 
         UnreadableError: As `read`.
         UnsupportedError: As `read`, but for weights.
     """
-    with _opened(path) as file:
-        head = file.read(512)
+    with OpenedFile(path) as file:
+        head = file.read_at(0, 512)
     if is_legacy_tar(head):
         raise UnsupportedError(
             f"{path}: the tar format of PyTorch 0.1",
@@ -153,9 +155,8 @@ def read_inside(path: Path, base: int, nbytes: int, *, section: str | None = Non
         UnreadableError: As `read`.
         UnsupportedError: As `read`, and for the format before PyTorch 1.6.
     """
-    with _opened(path) as file:
-        file.seek(base)
-        if file.read(2) != b"PK":
+    with OpenedFile(path) as file:
+        if file.read_at(base, 2) != b"PK":
             raise UnsupportedError(
                 f"{path}: what it holds is not in the zip format of PyTorch 1.6 and newer", path=path
             )
@@ -190,14 +191,6 @@ def _graph_in(archive: Archive) -> Iterator[tuple[Any, Storages, Mapping[str, An
         yield graph, storages, _provenance(archive, top)
 
 
-def _opened(path: Path) -> Any:
-    refuse_pipe(path)
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
-
-
 def _top(archive: Archive) -> str | None:
     """The directory inside the archive that everything is in: that of the first data.pkl."""
     for name in archive.names:
@@ -227,6 +220,12 @@ def _provenance(archive: Archive, top: str) -> Mapping[str, Any] | None:
             raise
         raise UnreadableError(f"{archive.path}: the record {PROVENANCE} is no JSON", path=archive.path) from error
     return said if isinstance(said, dict) else None
+
+
+def tree(checkpoint: Checkpoint) -> Any:
+    """The object of a checkpoint that `read` opened, as nested containers; None for one without its container."""
+    container = checkpoint.container
+    return plain_tree(container.graph, container.reader, []) if isinstance(container, TorchContainer) else None
 
 
 def _checkpoint(
@@ -317,3 +316,6 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
             tensor=homeless[0],
         )
     return (lay_out_graph(container.graph, artifact, located, container.reader, records, homes),)
+
+
+IMPLEMENTATION = Implementation(recognise, read, lay_out, tree=tree)

@@ -23,17 +23,18 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
 from ckpttool.errors import UnreadableError, UnsupportedError
+from ckpttool.formats.description import Implementation
 from ckpttool.formats.pytorch import file as torch_file
 from ckpttool.formats.pytorch.legacy import is_legacy_tar
+from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import Artifact, Checkpoint, Copy, Extent, OutputFile
 
 if TYPE_CHECKING:
     import tarfile
 
-__all__ = ["NAME", "SUFFIXES", "NemoContainer", "lay_out", "read", "recognise"]
+__all__ = ["IMPLEMENTATION", "NAME", "NemoContainer", "lay_out", "read", "recognise"]
 
 NAME = "nemo"
-SUFFIXES = (".nemo",)
 
 _WEIGHTS = "model_weights.ckpt"
 _CONFIG = "model_config.yaml"
@@ -68,7 +69,7 @@ class NemoContainer:
     end: int
 
 
-def recognise(path: Path, head: bytes) -> bool:
+def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # noqa: ARG001  # the same question to all formats
     """Whether a file is such an archive, or one that is compressed, of which `read` says what to do with it."""
     if path.is_dir():
         return False
@@ -96,12 +97,13 @@ def _inflated(head: bytes) -> bytes:
         return b""
 
 
-def read(path: Path, *, section: str | None = None) -> Checkpoint:
+def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:  # noqa: ARG001
     """Open an archive. The headers of its members are read, and the weights as a torch file of their own.
 
     Args:
         path: The file.
         section: Dotted key path of the weights in their file, where they are not found by themselves.
+        snapshot: The operation's view of the storage; None: a new one.
 
     Raises:
         UnreadableError: The archive is truncated or damaged, has two files of weights, or a member that leads out of
@@ -334,3 +336,6 @@ def _header(like: bytes, nbytes: int) -> bytes:
     size = b"%011o\0" % nbytes if nbytes < 8**11 else b"\x80" + nbytes.to_bytes(11, "big")
     fields = like[:124] + size + like[136:148] + b" " * 8 + like[156:]
     return fields[:148] + b"%06o\0 " % sum(fields) + fields[156:]
+
+
+IMPLEMENTATION = Implementation(recognise, read, lay_out)

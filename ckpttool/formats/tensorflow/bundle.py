@@ -26,6 +26,7 @@ from typing import Any
 from ckpttool.checksums import crc32c
 from ckpttool.checksums.by_kind import damaged
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
+from ckpttool.formats.description import Implementation
 from ckpttool.formats.tensorflow.entries import (
     NOT_PLAIN,
     STRING,
@@ -43,15 +44,12 @@ from ckpttool.formats.tensorflow.entries import (
 from ckpttool.formats.tensorflow.leveldb import FOOTER_BYTES, MAGIC
 from ckpttool.formats.tensorflow.object_graph import OBJECT_GRAPH, prune_object_graph
 from ckpttool.formats.tensorflow.variables import ITERATIONS, names_of, sort_out
+from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import Artifact, Checkpoint, Checksum, Copy, Extent, OutputFile, Slot, TensorId, TensorSpec
 
-__all__ = ["NAME", "SUFFIXES", "Bundle", "lay_out", "read", "recognise"]
+__all__ = ["IMPLEMENTATION", "NAME", "Bundle", "lay_out", "read", "recognise"]
 
 NAME = "tensorflow"
-SUFFIXES: tuple[str, ...] = ()
-"""None: the output is a directory."""
-WRITES_DIRECTORY = True
-WRITES_MODEL_DIRECTORY = True
 
 PROVENANCE = "_CKPTTOOL_PROVENANCE"
 """Key of a string that no object claims: TensorFlow reads it when asked, and else passes over it."""
@@ -105,7 +103,7 @@ class Bundle:
         return Extent(self.data_file(entry), entry.offset, entry.nbytes, checksum=stated)
 
 
-def recognise(path: Path, head: bytes) -> bool:
+def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # noqa: ARG001  # the same question to all formats
     """Whether this is an index, or a directory with exactly one in it."""
     if path.is_dir():
         return _only_index(path) is not None
@@ -150,13 +148,14 @@ def _index_of(path: Path) -> Path:
     return path if path.suffix == ".index" else path.with_name(f"{path.name}.index")
 
 
-def read(path: Path, *, section: str | None = None) -> Checkpoint:
+def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:  # noqa: ARG001
     """Open a bundle. The index, the sizes of the data files and the values of counters are read, no weight is.
 
     Args:
         path: Prefix, index, or a directory with one bundle in it.
         section: Only variables below this key are weights (``model``, ``model/encoder``); by default all that are not
             training state.
+        snapshot: The operation's view of the storage; None: a new one.
 
     Raises:
         UnreadableError: Index or data files are missing, truncated or damaged.
@@ -421,3 +420,6 @@ def _lay_out_like(data: _DataFile, artifact: Artifact, bundle: Bundle) -> None:
 def _is_below(key: str, paths: tuple[tuple[str | int, ...], ...]) -> bool:
     starts = tuple("/".join(str(part) for part in path) + "/" for path in paths)
     return f"{key}/".startswith(starts)
+
+
+IMPLEMENTATION = Implementation(recognise, read, lay_out)
