@@ -23,7 +23,7 @@ class Candidate:
 
     Attributes:
         checkpoint: The checkpoint.
-        tree: What its container holds; see `ckpttool.ema.trees.tree_of`.
+        tree: What its container holds; see `ckpttool.formats.container.tree_of`.
         weights: Its weights.
         names_from: A checkpoint of the same model, for averages without names.
         values: How tensors are read where only values tell; None: `ckpttool.reading.values`.

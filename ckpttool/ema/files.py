@@ -16,7 +16,6 @@ from ckpttool.ema.alignment import Values
 from ckpttool.ema.locating import recognise
 from ckpttool.ema.name_maps import match_names
 from ckpttool.ema.stored_average import Origin, StoredAverage, already_in_place, pair_with_weights
-from ckpttool.ema.trees import module_tensors
 from ckpttool.errors import CkpttoolError, MismatchError, NotFoundError, UnsupportedError, UsageError
 from ckpttool.formats import open_checkpoint
 from ckpttool.formats.average_keys import LISTS
@@ -184,6 +183,7 @@ def _attempts(path: Path) -> Iterator[Checkpoint]:
 def _pickled(path: Path) -> StoredAverage | None:
     """Modules that were pickled whole, as YOLOv5 and Ultralytics do: their tensors need none of their code."""
     from ckpttool.formats.pytorch.file import read_graph
+    from ckpttool.formats.pytorch.modules import module_tensors
     from ckpttool.formats.pytorch.tensors import TensorReader
 
     with read_graph(path) as (graph, storages, provenance):

@@ -11,10 +11,8 @@ from ckpttool.ema.alignment import numbered
 from ckpttool.ema.candidates import Candidate, pair_by_name, pair_list
 from ckpttool.ema.name_maps import match_names
 from ckpttool.ema.stored_average import Origin, StoredAverage, already_in_place
-from ckpttool.ema.trees import at, tensors_below, walk
 from ckpttool.formats.average_keys import SLOTS
-from ckpttool.formats.section_names import KeyPath
-from ckpttool.formats.sections import dotted
+from ckpttool.formats.container import KeyPath, at, containers, dotted, tensors_below
 from ckpttool.tensors import TensorSpec
 
 __all__ = ["composer", "lightning", "mmengine", "nequip", "only_average"]
@@ -95,7 +93,7 @@ def nequip(candidate: Candidate) -> StoredAverage | None:
     """The list of parameters is swapped with the model at validation; a checkpoint of that moment says so in a flag."""
     states = [
         (path, node)
-        for path, node in walk(candidate.tree)
+        for path, node in containers(candidate.tree)
         if isinstance(node, Mapping) and "is_holding_ema_weights" in node
     ]
     if not states:

@@ -18,11 +18,9 @@ from ckpttool.ema.name_maps import NameMap, match_names
 from ckpttool.ema.parameter_lists import flattened_list, plain_list
 from ckpttool.ema.state_dicts import averaged_model, component, ema_pytorch, lit_ema, mmcv, prefixed
 from ckpttool.ema.stored_average import Origin, StoredAverage, pair_with_weights
-from ckpttool.ema.trees import at, tensors_below, tree_of, walk
 from ckpttool.errors import UsageError
 from ckpttool.formats.average_keys import LISTS, RUNNING_MEAN, SLOTS, Slot
-from ckpttool.formats.section_names import KeyPath
-from ckpttool.formats.sections import dotted
+from ckpttool.formats.container import KeyPath, at, containers, dotted, tensors_below, tree_of
 from ckpttool.formats.wrappers import strip_wrappers
 from ckpttool.tensors import Checkpoint
 from ckpttool.text import Message, parameter
@@ -99,7 +97,7 @@ def recognise(
 
 def _own(candidate: Candidate) -> StoredAverage | None:
     """What `ckpttool.training.MovingAverage` stores, under any key."""
-    for path, node in walk(candidate.tree):
+    for path, node in containers(candidate.tree):
         if isinstance(node, Mapping) and node.get("format") == "ckpttool.MovingAverage" and "shadow" in node:
             decay, step = node.get("decay"), node.get("step")
             why = f"{dotted(path)} says that it is a ckpttool.MovingAverage (decay {decay}, step {step})"
@@ -111,7 +109,7 @@ def _own(candidate: Candidate) -> StoredAverage | None:
 
 def _stored_map(candidate: Candidate) -> StoredAverage | None:
     """The one layout that stores which name belongs to which (ace / fme)."""
-    for path, node in walk(candidate.tree):
+    for path, node in containers(candidate.tree):
         if isinstance(node, Mapping) and {"ema_params", "module_name_to_ema_name"} <= set(node):
             average = tensors_below(node["ema_params"], candidate.path)
             written = node["module_name_to_ema_name"]
@@ -179,7 +177,7 @@ def _slots(candidate: Candidate, chosen: str | None) -> Iterator[StoredAverage]:
 
 
 def _path_of(tree: Any, where: str) -> KeyPath | None:
-    return next((path for path, _ in walk(tree) if dotted(path) == where), None)
+    return next((path for path, _ in containers(tree) if dotted(path) == where), None)
 
 
 def _at_slot(candidate: Candidate, path: KeyPath, slot: Slot, drop: tuple[KeyPath, ...]) -> StoredAverage | None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from ckpttool.ema.alignment import numbered
 from ckpttool.ema.candidates import Candidate, pair_list
 from ckpttool.ema.stored_average import Origin, StoredAverage
-from ckpttool.ema.trees import walk
 from ckpttool.formats.average_keys import COUNTERS, FLATTENED_LISTS, LISTS
-from ckpttool.formats.sections import dotted
+from ckpttool.formats.container import containers, dotted
 from ckpttool.formats.wrappers import strip_wrappers
 from ckpttool.tensors import TensorSpec
 
@@ -35,7 +34,7 @@ def flattened_list(candidate: Candidate) -> StoredAverage | None:
 
 def plain_list(candidate: Candidate) -> StoredAverage | None:
     """Lists of tensors under a known key, and NeMo's in its optimizers' states."""
-    for path, node in walk(candidate.tree):
+    for path, node in containers(candidate.tree):
         if not isinstance(node, list) or not node or not all(isinstance(value, TensorSpec) for value in node):
             continue
         named = next((row for row in LISTS if path[-1] == row[0]), None)

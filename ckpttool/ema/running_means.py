@@ -16,8 +16,8 @@ from typing import Any
 
 from ckpttool.ema.locating import recognise
 from ckpttool.ema.stored_average import StoredAverage
-from ckpttool.ema.trees import KeyPath, at, dotted, tree_of, walk
 from ckpttool.errors import MismatchError, UsageError
+from ckpttool.formats.container import KeyPath, at, containers, dotted, tree_of
 from ckpttool.reading.values import read_values
 from ckpttool.tensors import Checkpoint, TensorSpec
 from ckpttool.text import Message, parameter
@@ -174,7 +174,7 @@ def _segment(profile: str) -> str:
 
 
 def _own_state(tree: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
-    return next((node for _, node in walk(tree) if isinstance(node, Mapping) and "shadow" in node), None)
+    return next((node for _, node in containers(tree) if isinstance(node, Mapping) and "shadow" in node), None)
 
 
 def _counts(found: StoredAverage, tree: Mapping[Any, Any]) -> Iterator[Any]:
@@ -192,7 +192,7 @@ def _counts(found: StoredAverage, tree: Mapping[Any, Any]) -> Iterator[Any]:
 
 
 def _path_of(tree: Mapping[Any, Any], where: str) -> KeyPath | None:
-    return next((path for path, _ in walk(tree) if dotted(path) == where), None)
+    return next((path for path, _ in containers(tree) if dotted(path) == where), None)
 
 
 def _number(value: Any) -> int | None:

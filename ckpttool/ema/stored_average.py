@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ckpttool.ema.name_maps import NameMap, describe_unmatched
 from ckpttool.errors import MismatchError
 from ckpttool.formats.average_keys import MOVING_AVERAGE, AverageKind
-from ckpttool.formats.section_names import KeyPath
+from ckpttool.formats.container import KeyPath
 from ckpttool.planning.matching import ties
 from ckpttool.tensors import Checkpoint, TensorSpec
 from ckpttool.text import ending, first_names

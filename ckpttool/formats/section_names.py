@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ckpttool.formats.average_keys import SLOTS
+from ckpttool.formats.container import KeyPath
 
 __all__ = [
     "JOINED_SECTIONS",
@@ -18,13 +19,9 @@ __all__ = [
     "STEP_OFFSETS",
     "STEP_PATHS",
     "WEIGHT_SECTIONS",
-    "KeyPath",
     "Replacement",
     "StateRow",
 ]
-
-KeyPath = tuple[str | int, ...]
-"""Keys and indices from the root of the tree to a node."""
 
 Replacement = Literal["delete", "none", "empty_list", "empty_dict"]
 """What stands in the place of training state that is left out. "delete" removes the key itself."""

@@ -8,12 +8,13 @@ here.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
+from ckpttool.errors import UnsupportedError, UsageError
 from ckpttool.formats.average_keys import COPY_KEYS
+from ckpttool.formats.container import KeyPath, at, children, dotted, is_container, tensor_paths, walk
 from ckpttool.formats.section_names import (
     JOINED_SECTIONS,
     OPTIMIZER_KEYS,
@@ -23,14 +24,13 @@ from ckpttool.formats.section_names import (
     STEP_OFFSETS,
     STEP_PATHS,
     WEIGHT_SECTIONS,
-    KeyPath,
     Replacement,
 )
 from ckpttool.formats.wrappers import ALL_WRAPPERS, strip_wrappers
 from ckpttool.tensors import TensorSpec
 from ckpttool.text import first_names
 
-__all__ = ["KeyPath", "Located", "Replacement", "StatePart", "children", "dotted", "locate"]
+__all__ = ["Located", "Replacement", "StatePart", "locate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,6 @@ class Located:
     notes: tuple[str, ...] = ()
 
 
-_MAX_DEPTH = 24
-_MAX_NODES = 4_000_000
 _MAX_VALUES = 4_000
 _MAX_TEXT = 400
 
@@ -75,77 +73,13 @@ _MAX_TEXT = 400
 # --- Walking ---------------------------------------------------------------------------------------------------
 
 
-def dotted(path: KeyPath) -> str:
-    """A key path as users type it: ``("extra_state", "ema")`` is ``extra_state.ema``."""
-    return ".".join(map(str, path))
-
-
-def children(node: Any) -> Iterator[tuple[str | int, Any]]:
-    """The children of a container, with keys that a path can hold."""
-    if isinstance(node, Mapping):
-        yield from ((key, value) for key, value in node.items() if isinstance(key, (str, int)))
-    elif isinstance(node, (list, tuple)):
-        yield from enumerate(node)
-
-
-def _walk(node: Any, path: KeyPath = (), seen: set[int] | None = None) -> Iterator[tuple[KeyPath, Any]]:
-    """Every node below, parents first, each container once (pickles may share containers and hold cycles)."""
-    seen = set() if seen is None else seen
-    for key, value in children(node):
-        here = (*path, key)
-        if isinstance(value, (Mapping, list, tuple)):
-            if id(value) in seen or len(here) > _MAX_DEPTH:
-                continue
-            seen.add(id(value))
-            yield here, value
-            yield from _walk(value, here, seen)
-        else:
-            yield here, value
-
-
-def _at(tree: Any, path: KeyPath) -> Any:
-    """The node at a path; None where there is none. A negative index counts from the end of a list."""
-    for key in path:
-        if isinstance(tree, (list, tuple)):
-            present = isinstance(key, int) and -len(tree) <= key < len(tree)
-        else:
-            present = isinstance(tree, Mapping) and key in tree
-        if not present:
-            return None
-        tree = tree[key]
-    return tree
-
-
 def _tensors(node: Any, path: KeyPath, source: str) -> dict[str, KeyPath]:
-    """The tensors below a node, named by their dotted path from it.
-
-    Raises:
-        UnsupportedError: Two tensors come to have one name.
-        UnreadableError: The containers nest without end.
-    """
-    found: dict[str, KeyPath] = {}
-    pending: list[tuple[str, KeyPath, Any]] = [("", path, node)]
-    visited = 0
-    while pending:
-        prefix, here, container = pending.pop()
-        deeper = []
-        for key, value in children(container):
-            visited += 1
-            if visited > _MAX_NODES or len(here) > _MAX_DEPTH + len(path):
-                raise UnreadableError(f"{source}: the containers in {dotted(path) or 'the file'} nest without end")
-            name = f"{prefix}{key}"
-            if isinstance(value, TensorSpec):
-                if name in found:
-                    raise UnsupportedError(f"{source}: two tensors are called {name}", tensor=name)
-                found[name] = (*here, key)
-            elif isinstance(value, (Mapping, list, tuple)):
-                deeper.append((f"{name}.", (*here, key), value))
-        pending.extend(reversed(deeper))
-    return found
+    """The tensors below the node at a path, named by their dotted path from it; their paths from the root."""
+    return {name: (*path, *place) for name, place in tensor_paths(node, source, dotted(path)).items()}
 
 
 def _has_tensors(node: Any) -> bool:
-    return any(isinstance(value, TensorSpec) for _, value in _walk(node))
+    return any(isinstance(value, TensorSpec) for _, value in walk(node))
 
 
 # --- Training state, step, values ------------------------------------------------------------------------------
@@ -155,27 +89,27 @@ def _is_state(key: str, value: Any) -> bool:
     """Whether a value is evidently optimizer, scheduler or scaler state, and not a configuration of that name."""
     if value is None or isinstance(value, (str, int, float, TensorSpec)):
         return False
-    is_container = isinstance(value, (Mapping, list, tuple))
+    nested = is_container(value)
     if OPTIMIZER_KEYS.fullmatch(key):
         parts = value if isinstance(value, (list, tuple)) else [value]
         if any(isinstance(part, Mapping) and "param_groups" in part for part in parts) or _has_tensors(value):
             return True
         # A pickled optimizer object; but "opt" is what many call their options.
-        return not is_container and not key.endswith(("opt", "opts"))
+        return not nested and not key.endswith(("opt", "opts"))
     if SCHEDULER_KEYS.fullmatch(key) and not COPY_KEYS.search(key):
         parts = value if isinstance(value, (list, tuple)) else [value]
         keyed = any(isinstance(part, Mapping) and SCHEDULER_ENTRIES & set(part) for part in parts)
-        return keyed or key.endswith(("_state", "_state_dict")) or (is_container and _has_tensors(value))
+        return keyed or key.endswith(("_state", "_state_dict")) or (nested and _has_tensors(value))
     return False
 
 
 def _find_state(tree: Mapping[Any, Any], root: KeyPath) -> tuple[StatePart, ...]:
-    base = _at(tree, root)
+    base = at(tree, root)
     parts: dict[KeyPath, StatePart] = {}
     for row in STATE_ROWS:
         if not all(key in base for key in row.when):
             continue
-        parent = _at(base, row.parent)
+        parent = at(base, row.parent)
         for key in row.keys:
             if isinstance(parent, Mapping) and parent.get(key) is not None:
                 path = (*root, *row.parent, key)
@@ -190,7 +124,7 @@ def _find_state(tree: Mapping[Any, Any], root: KeyPath) -> tuple[StatePart, ...]
 def _find_step(tree: Mapping[Any, Any], roots: tuple[KeyPath, ...]) -> int | None:
     for root in roots:
         for path in STEP_PATHS:
-            value = _at(tree, (*root, *path))
+            value = at(tree, (*root, *path))
             if isinstance(value, int) and not isinstance(value, bool):
                 step = value + STEP_OFFSETS.get(path, 0)
                 if step >= 0:
@@ -200,7 +134,7 @@ def _find_step(tree: Mapping[Any, Any], roots: tuple[KeyPath, ...]) -> int | Non
 
 def _find_values(tree: Mapping[Any, Any], apart: set[int]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for path, value in _walk(tree, seen=set(apart)):
+    for path, value in walk(tree, seen=set(apart)):
         if len(values) >= _MAX_VALUES:
             break
         if isinstance(value, (int, float)) or (isinstance(value, str) and len(value) <= _MAX_TEXT):
@@ -213,17 +147,17 @@ def _find_values(tree: Mapping[Any, Any], apart: set[int]) -> dict[str, Any]:
 
 def _candidates(tree: Mapping[Any, Any], state: tuple[StatePart, ...]) -> list[KeyPath]:
     """Every mapping that holds tensors itself, training state apart."""
-    apart = {id(_at(tree, part.path)) for part in state}
-    places = [((), tree), *((path, node) for path, node in _walk(tree, seen=apart) if isinstance(node, Mapping))]
+    apart = {id(at(tree, part.path)) for part in state}
+    places = [((), tree), *((path, node) for path, node in walk(tree, seen=apart) if isinstance(node, Mapping))]
     return [path for path, node in places if any(isinstance(value, TensorSpec) for _, value in children(node))]
 
 
 def _list_candidates(tree: Mapping[Any, Any], candidates: list[KeyPath]) -> str:
     def describe(path: KeyPath) -> str:
-        count = sum(isinstance(value, TensorSpec) for _, value in children(_at(tree, path)))
+        count = sum(isinstance(value, TensorSpec) for _, value in children(at(tree, path)))
         return f"{dotted(path) or '(top level)'} ({count} tensor{'s' * (count != 1)})"
 
-    return first_names(map(describe, sorted(candidates, key=lambda path: -len(_at(tree, path)))), 8)
+    return first_names(map(describe, sorted(candidates, key=lambda path: -len(at(tree, path)))), 8)
 
 
 def _resolve(tree: Any, text: str, path: KeyPath = ()) -> KeyPath | None:
@@ -235,8 +169,8 @@ def _resolve(tree: Any, text: str, path: KeyPath = ()) -> KeyPath | None:
         key: str | int = ".".join(words[:end])
         if isinstance(tree, (list, tuple)) and str(key).isdigit():
             key = int(key)
-        if _at(tree, (key,)) is not None:
-            found = _resolve(_at(tree, (key,)), ".".join(words[end:]), (*path, key))
+        if at(tree, (key,)) is not None:
+            found = _resolve(at(tree, (key,)), ".".join(words[end:]), (*path, key))
             if found is not None:
                 return found
     return None
@@ -249,8 +183,8 @@ def _chosen(tree: Mapping[Any, Any], section: str, source: str, candidates: list
     paths = []
     for text in texts:
         path = _resolve(tree, text)
-        node = None if path is None else _at(tree, path)
-        if path is None or not isinstance(node, (Mapping, list, tuple)) or not _has_tensors(node):
+        node = None if path is None else at(tree, path)
+        if path is None or not is_container(node) or not _has_tensors(node):
             what = "nothing there" if path is None else "no tensors there"
             raise UsageError(
                 f"{source}: section {text!r}: {what}",
@@ -270,7 +204,7 @@ def _found(tree: Mapping[Any, Any], source: str, state: tuple[StatePart, ...]) -
     for roots in ([()], inner):
         for tier in WEIGHT_SECTIONS:
             paths = [(*root, *path) for root in roots for path in tier]
-            paths = [path for path in paths if isinstance(_at(tree, path), Mapping) and _has_tensors(_at(tree, path))]
+            paths = [path for path in paths if isinstance(at(tree, path), Mapping) and _has_tensors(at(tree, path))]
             if len(paths) > 1:
                 raise UsageError(
                     f"{source}: the weights may be at {' or '.join(map(dotted, paths))}",
@@ -278,9 +212,7 @@ def _found(tree: Mapping[Any, Any], source: str, state: tuple[StatePart, ...]) -
                     hint=f"Say which: {' or '.join(f'--section {dotted(path)}' for path in paths)}.",
                 )
             if paths:
-                joined = [
-                    more for first, more in JOINED_SECTIONS if paths[0] == first and _has_tensors(_at(tree, more))
-                ]
+                joined = [more for first, more in JOINED_SECTIONS if paths[0] == first and _has_tensors(at(tree, more))]
                 return (_unwrap(tree, paths[0]), *joined)
         if roots == [()]:
             bare = _bare(tree, state)
@@ -309,9 +241,9 @@ def _bare(tree: Mapping[Any, Any], state: tuple[StatePart, ...]) -> KeyPath | No
     """Whether the file itself is the state dict: most tensors are at the top, or nothing but tensors is in it."""
     direct = sum(isinstance(value, TensorSpec) for _, value in children(tree))
     nested = [path for path in _candidates(tree, state) if path]
-    if direct and direct >= sum(len(_at(tree, path)) for path in nested):
+    if direct and direct >= sum(len(at(tree, path)) for path in nested):
         return ()
-    leaves = [value for _, value in _walk(tree) if not isinstance(value, (Mapping, list, tuple))]
+    leaves = [value for _, value in walk(tree) if not is_container(value)]
     only_tensors = not state and all(isinstance(leaf, TensorSpec) for leaf in leaves)
     has_copies = any(COPY_KEYS.search(str(key)) for path in nested for key in path)
     return () if len(nested) > 1 and only_tensors and not has_copies else None
@@ -319,7 +251,7 @@ def _bare(tree: Mapping[Any, Any], state: tuple[StatePart, ...]) -> KeyPath | No
 
 def _unwrap(tree: Mapping[Any, Any], path: KeyPath) -> KeyPath:
     """Go one level further where a section holds nothing but another one (``model.state_dict``)."""
-    node = _at(tree, path)
+    node = at(tree, path)
     inner = [key for key, value in children(node) if isinstance(value, TensorSpec) or _has_tensors(value)]
     known = {tier_path for tier in WEIGHT_SECTIONS[:2] for tier_path in tier}
     if len(inner) == 1 and (inner[0],) in known and isinstance(node[inner[0]], Mapping):
@@ -342,9 +274,8 @@ def _find_copies(
 ) -> dict[str, dict[str, KeyPath]]:
     places = [
         (path, node)
-        for path, node in _walk(tree, seen=set(apart))
-        if isinstance(node, (Mapping, list, tuple))
-        and any(isinstance(key, str) and COPY_KEYS.search(key) for key in path)
+        for path, node in walk(tree, seen=set(apart))
+        if is_container(node) and any(isinstance(key, str) and COPY_KEYS.search(key) for key in path)
     ]
     if not places:
         return {}
@@ -352,7 +283,7 @@ def _find_copies(
     known: set[tuple[str, tuple[int, ...]]] = set()
     shapes: dict[tuple[int, ...], int] = {}
     for name, where in weights.items():
-        shape = _at(tree, where).shape
+        shape = at(tree, where).shape
         shapes[shape] = shapes.get(shape, 0) + 1
         words = strip_wrappers(name, ALL_WRAPPERS).split(".")
         known.update((".".join(words[start:]), shape) for start in range(len(words)))
@@ -367,9 +298,9 @@ def _find_copies(
         depth = len(path)
         if isinstance(node, Mapping) and len({place[depth] for place in names.values()}) == 1:
             child = node[next(iter(names.values()))[depth]]
-            if isinstance(child, (Mapping, list, tuple)):
+            if is_container(child):
                 continue  # The copy is further down: ``ema.module`` beside ``ema.updates``.
-        specs = {name: _at(tree, where) for name, where in names.items()}
+        specs = {name: at(tree, where) for name, where in names.items()}
         if isinstance(node, Mapping):
             fitting = sum((strip_wrappers(name, ALL_WRAPPERS), spec.shape) in known for name, spec in specs.items())
         else:
@@ -413,28 +344,28 @@ def locate(
     else:
         sections = _chosen(tree, section, source, _candidates(tree, state))
     wrapper = sections[0][:1] if len(sections[0]) > 1 and sections[0] != ("state", "model") else ()
-    if wrapper and isinstance(_at(tree, wrapper), Mapping):
+    if wrapper and isinstance(at(tree, wrapper), Mapping):
         state += tuple(part for part in _find_state(tree, wrapper) if part.path not in {known.path for known in state})
     state = tuple(part for part in state if not any(part.path == where[: len(part.path)] for where in sections))
 
     weights: dict[str, KeyPath] = {}
     for index, where in enumerate(sections):
         prefix = f"{dotted(where)}." if index else ""
-        for name, place in _tensors(_at(tree, where), where, source).items():
+        for name, place in _tensors(at(tree, where), where, source).items():
             if prefix + name in weights:
                 raise UnsupportedError(f"{source}: two tensors are called {prefix + name}", tensor=prefix + name)
             weights[prefix + name] = place
 
-    apart = {id(_at(tree, part.path)) for part in state}
+    apart = {id(at(tree, part.path)) for part in state}
     if sections == ((),):
         copies: dict[str, dict[str, KeyPath]] = {}
         inside = {place[:1] for part in state for place in (part.path,)}
         weights = {name: place for name, place in weights.items() if place[:1] not in inside}
     else:
-        copies = _find_copies(tree, weights, apart | {id(_at(tree, where)) for where in sections}, source)
+        copies = _find_copies(tree, weights, apart | {id(at(tree, where)) for where in sections}, source)
     # data2vec keeps its average as a mapping inside the state dict.
     for where in sections:
-        for key, value in children(_at(tree, where)):
+        for key, value in children(at(tree, where)):
             if isinstance(key, str) and key.endswith("_ema") and isinstance(value, Mapping):
                 inner = {name: place for name, place in weights.items() if place[: len(where) + 1] == (*where, key)}
                 rest = {name: place for name, place in weights.items() if name not in inner}
@@ -443,7 +374,7 @@ def locate(
                     copies[dotted((*where, key))] = _tensors(value, (*where, key), source)
 
     roots = ((), wrapper) if wrapper else ((),)
-    containers = {id(_at(tree, where)) for where in sections if where}
+    containers = {id(at(tree, where)) for where in sections if where}
     return Located(
         weights=weights,
         copies=copies,
@@ -465,7 +396,7 @@ def _leftovers(
     """What else could be averaged in this file, and is not. One number alone (a meter, a metric) is no weight."""
     known = {place for names in (weights, *copies.values()) for place in names.values()}
     counts: dict[str | int, int] = {}
-    for path, node in _walk(tree, seen=set(apart)):
+    for path, node in walk(tree, seen=set(apart)):
         if isinstance(node, TensorSpec) and node.numel > 1 and node.dtype.is_averaged and path not in known:
             counts[path[0]] = counts.get(path[0], 0) + 1
     if not counts or not sections[0]:

@@ -10,9 +10,9 @@ from typing import get_args
 from ckpttool.coefficients.lengths import Computed, Counted, Unit, Wanted, compute
 from ckpttool.coefficients.weights import Quadrature
 from ckpttool.ema.already_averaged import recognise_by_names
-from ckpttool.ema.trees import KeyPath
 from ckpttool.errors import NotFoundError
 from ckpttool.formats.average_keys import COPY_KEYS
+from ckpttool.formats.container import KeyPath
 from ckpttool.operations.inputs import averages_of_averages, select
 from ckpttool.operations.lengths import default_lengths, output_names
 from ckpttool.operations.records import Planned, PlannedOutput, Selection, one_of

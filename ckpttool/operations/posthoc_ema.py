@@ -12,9 +12,9 @@ from ckpttool.coefficients.posthoc import Stored, retarget, segment, synthesize
 from ckpttool.coefficients.profiles import ConstantDecay, PowerFunction, WarmupDecay
 from ckpttool.coefficients.snapshots import StoredProfile, profiles_of, snapshot_number
 from ckpttool.ema.files import find_stored_average
-from ckpttool.ema.trees import KeyPath
 from ckpttool.errors import MismatchError, NotFoundError, UsageError
 from ckpttool.formats import open_checkpoint
+from ckpttool.formats.container import KeyPath
 from ckpttool.operations.inputs import select
 from ckpttool.operations.lengths import FOLDER, output_names
 from ckpttool.operations.names import default_output, folder_name, is_model_directory

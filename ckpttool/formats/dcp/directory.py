@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from ckpttool.errors import UnreadableError, UnsupportedError
+from ckpttool.formats.container import KeyPath, at, dotted
 from ckpttool.formats.dcp.chunks import FileLayout
 from ckpttool.formats.dcp.metadata import Metadata, Stored, TensorEntry, parse, rewrite
 from ckpttool.formats.dcp.tree import FlatTree, plain_values, tree_of
 from ckpttool.formats.description import Implementation
 from ckpttool.formats.directories.common import Directory, companion_files, companions_of, layout_row, load_json
-from ckpttool.formats.sections import KeyPath, Located, dotted, locate
+from ckpttool.formats.sections import Located, locate
 from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import Artifact, Checkpoint, DType, Extent, OutputFile, Region, TensorId
 
@@ -132,7 +133,7 @@ def _read(path: Path, root: str, section: str | None) -> Checkpoint:
             for key, value in plain_values(path / root / name).items():
                 flat.tree.setdefault(key, value)
     located = _located(flat, section, path)
-    specs = {place: _at(flat.tree, place) for names in _names(located).values() for place in names.values()}
+    specs = {place: at(flat.tree, place) for names in _names(located).values() for place in names.values()}
     files = {stored.name: None for entry in metadata.entries.values() for stored in _stored(entry)}
     taken = {f"{root}/{name}" if root else name for name in (*files, _METADATA)} | {_PROVENANCE, root}
     folders = ["", *([root] if root else []), *(["context"] if (path / "context").is_dir() else [])]
@@ -164,12 +165,6 @@ def _read(path: Path, root: str, section: str | None) -> Checkpoint:
 
 def _names(located: Located) -> dict[str, Mapping[str, KeyPath]]:
     return {"": located.weights, **located.copies}
-
-
-def _at(tree: Any, place: KeyPath) -> Any:
-    for step in place:
-        tree = tree[step]
-    return tree
 
 
 def _stored(entry: Any) -> tuple[Stored, ...]:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ckpttool.errors import UnreadableError, UnsupportedError
+from ckpttool.formats.container import KeyPath
 from ckpttool.formats.pickles.emitter import DROPPED, dump
 from ckpttool.formats.pickles.inert import Inert, InertType, inert_type, load
-from ckpttool.formats.sections import KeyPath
 from ckpttool.tensors import DTYPES, DType, Region
 
 __all__ = ["BytesEntry", "Entry", "Metadata", "Stored", "TensorEntry", "parse", "rewrite"]

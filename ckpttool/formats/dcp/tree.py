@@ -15,13 +15,13 @@ from typing import Any
 
 from ckpttool.errors import UnreadableError
 from ckpttool.formats.archives.zip_reader import first_name, open_archive
+from ckpttool.formats.container import KeyPath
 from ckpttool.formats.dcp.chunks import ChunkFiles
 from ckpttool.formats.dcp.metadata import Metadata, Stored, TensorEntry
 from ckpttool.formats.pickles.inert import load
 from ckpttool.formats.pytorch.tensors import Refused, Storages, TensorReader, storage_ref
 from ckpttool.formats.pytorch.tree import Opaque, plain_tree
 from ckpttool.formats.section_names import OPTIMIZER_KEYS
-from ckpttool.formats.sections import KeyPath
 from ckpttool.tensors import DTYPES, DType, Extent, Piece, Region, TensorSpec
 from ckpttool.tiling import TilingError, assembled, check_tiling
 

@@ -17,13 +17,14 @@ from typing import Any
 
 from ckpttool.errors import MismatchError, UnreadableError, UnsupportedError
 from ckpttool.formats.archives.zip_reader import Archive, first_name, open_archive
+from ckpttool.formats.container import KeyPath, at, dotted
 from ckpttool.formats.description import Implementation
 from ckpttool.formats.pickles.inert import load
 from ckpttool.formats.pytorch.legacy import is_legacy, is_legacy_tar, read_legacy
 from ckpttool.formats.pytorch.tensors import Refused, Storages, TensorReader, storage_ref
 from ckpttool.formats.pytorch.tree import Opaque, plain_tree
 from ckpttool.formats.pytorch.writer import lay_out_graph, plain_graph
-from ckpttool.formats.sections import KeyPath, Located, dotted, locate
+from ckpttool.formats.sections import Located, locate
 from ckpttool.reading.opened import OpenedFile
 from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile, TensorSpec
@@ -256,7 +257,7 @@ def _checkpoint(
             raise _refusal(path, place, what)
 
     def specs(places: Mapping[str, KeyPath]) -> dict[str, TensorSpec]:
-        return {name: _at(tree, place) for name, place in places.items()}
+        return {name: at(tree, place) for name, place in places.items()}
 
     return Checkpoint(
         path=path,
@@ -272,12 +273,6 @@ def _checkpoint(
         notes=located.notes,
         container=TorchContainer(graph, reader, located),
     )
-
-
-def _at(tree: Any, place: KeyPath) -> Any:
-    for key in place:
-        tree = tree[key]
-    return tree
 
 
 def _refusal(path: Path, place: KeyPath, what: Refused) -> UnsupportedError:

@@ -10,13 +10,12 @@ import struct
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ckpttool.formats.container import MAX_DEPTH, KeyPath
 from ckpttool.formats.pickles.inert import Inert
 from ckpttool.formats.pytorch.tensors import Refused, TensorReader
-from ckpttool.formats.sections import KeyPath
 
 __all__ = ["Opaque", "Place", "find", "items_of", "plain_tree"]
 
-_MAX_DEPTH = 32
 _MAX_PLAIN = 4096
 """Numbers and texts that a list may hold to be looked at; a longer one is a vocabulary or a history."""
 
@@ -73,7 +72,7 @@ class _Builder:
         known = self._done.get(id(node))
         if known is not None:
             return known
-        if depth > _MAX_DEPTH:
+        if depth > MAX_DEPTH:
             return Opaque("a container nested very deeply")
         self._done[id(node)] = Opaque("a container inside itself")
         plain = self._container(node, kind, path, depth)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ckpttool.errors import UnreadableError, UnsupportedError
 from ckpttool.formats.archives.zip_writer import ALIGNMENT, ZipLayout
+from ckpttool.formats.container import KeyPath
 from ckpttool.formats.pickles.emitter import DROPPED, dump
 from ckpttool.formats.pickles.inert import Inert
 from ckpttool.formats.pytorch.tensors import (
@@ -19,7 +20,7 @@ from ckpttool.formats.pytorch.tensors import (
     replaced,
 )
 from ckpttool.formats.pytorch.tree import find
-from ckpttool.formats.sections import KeyPath, Located, Replacement
+from ckpttool.formats.sections import Located, Replacement
 from ckpttool.tensors import Artifact, Extent, OutputFile, TensorId, TensorSpec
 
 __all__ = ["lay_out_graph", "plain_graph"]

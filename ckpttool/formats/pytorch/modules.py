@@ -1,56 +1,18 @@
-"""Looking into a checkpoint's container: the tree that its file holds, down to pickled modules.
+"""Modules that were pickled whole: their tensors, without their code.
 
-A tree is nested mappings and lists whose leaves are `TensorSpec`s and plain values. A pickled ``nn.Module`` is an inert
-object in it; its tensors are named here as its ``state_dict`` would name them, without its code.
+A pickled ``nn.Module`` is an inert object. Its tensors are named here as its ``state_dict`` would name them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ckpttool.errors import UnreadableError
-from ckpttool.formats import get_format
-from ckpttool.formats.section_names import KeyPath
-from ckpttool.formats.sections import children, dotted
-from ckpttool.tensors import Checkpoint, TensorSpec
+from ckpttool.formats.container import MAX_DEPTH, MAX_NODES, children
+from ckpttool.tensors import TensorSpec
 
-__all__ = ["KeyPath", "at", "dotted", "module_tensors", "tensors_below", "tree_of", "walk"]
-
-_MAX_DEPTH = 64
-_MAX_NODES = 4_000_000
-
-
-def tree_of(checkpoint: Checkpoint) -> Mapping[Any, Any]:
-    """The tree of a checkpoint's container; for formats without one, the flat mapping of its tensors."""
-    tree = get_format(checkpoint.format).tree(checkpoint)
-    if tree is None:
-        return dict(checkpoint.weights)
-    if isinstance(tree, list):
-        return dict(enumerate(tree))
-    return tree if isinstance(tree, Mapping) else {}
-
-
-def at(tree: Any, path: KeyPath) -> Any:
-    """The node at a path; None where there is none."""
-    for key in path:
-        if isinstance(tree, (list, tuple)):
-            if not isinstance(key, int) or not 0 <= key < len(tree):
-                return None
-        elif not isinstance(tree, Mapping) or key not in tree:
-            return None
-        tree = tree[key]
-    return tree
-
-
-def walk(node: Any, path: KeyPath = (), seen: set[int] | None = None) -> Iterator[tuple[KeyPath, Any]]:
-    """Every container below, parents first, each once (pickles may share containers and hold cycles)."""
-    seen = set() if seen is None else seen
-    for key, value in children(node):
-        if isinstance(value, (Mapping, list, tuple)) and id(value) not in seen and len(path) < _MAX_DEPTH:
-            seen.add(id(value))
-            yield (*path, key), value
-            yield from walk(value, (*path, key), seen)
+__all__ = ["module_tensors"]
 
 
 class _Budget:
@@ -58,36 +20,12 @@ class _Budget:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.left = _MAX_NODES
+        self.left = MAX_NODES
 
     def spend(self, depth: int) -> None:
         self.left -= 1
-        if self.left < 0 or depth > _MAX_DEPTH:
+        if self.left < 0 or depth > MAX_DEPTH:
             raise UnreadableError(f"{self.path}: the containers in it nest without end", path=self.path)
-
-
-def tensors_below(node: Any, path: str) -> dict[str, TensorSpec]:
-    """The tensors below a node, by their dotted path from it, in the file's own order.
-
-    Args:
-        node: The node.
-        path: The file, for messages.
-
-    Raises:
-        UnreadableError: The containers nest without end.
-    """
-    found: dict[str, TensorSpec] = {}
-    _collect(node, "", 0, _Budget(path), found)
-    return found
-
-
-def _collect(node: Any, prefix: str, depth: int, budget: _Budget, found: dict[str, TensorSpec]) -> None:
-    for key, value in children(node):
-        budget.spend(depth)
-        if isinstance(value, TensorSpec):
-            found[f"{prefix}{key}"] = value
-        elif isinstance(value, (Mapping, list, tuple)):
-            _collect(value, f"{prefix}{key}.", depth + 1, budget, found)
 
 
 def _module_state(node: Any) -> Mapping[str, Any] | None:
