@@ -232,6 +232,8 @@ class Checkpoint:
         identities: What the files were when their headers were read (`ckpttool.reading.storage.Identity`), as far as
             that is known. What is read of them later must be of the same.
         state: Dotted key paths of training state (optimizer, scaler, scheduler) that the container holds.
+        other_entries: Entries of the weights' mappings that are not tensors (``_extra_state``, NumPy arrays, numbers):
+            name to what it is, in words. An output with this container has them as they are, others do not have them.
         configurations: The model's configurations next to the weights, of a checkpoint that is a directory: path in it
             (``config.json``, ``unet/config.json``, ``adapter_config.json``) to the parsed JSON object.
         left_out: What is in the directory of the checkpoint and not copied into an output like it, with the reasons;
@@ -252,6 +254,7 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
     identities: Mapping[Path, tuple[int | str, ...]] = field(default_factory=dict)
     state: tuple[str, ...] = ()
+    other_entries: Mapping[str, str] = field(default_factory=dict)
     configurations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     left_out: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()

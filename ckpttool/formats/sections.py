@@ -54,6 +54,8 @@ class Located:
         step: The number of updates that the content states, >= 0. An epoch is not a step: it stands in `values`.
         values: The small plain values of the tree (numbers, strings, booleans) by dotted key path, training state
             and weights apart.
+        others: What is in the mappings of the weights and is no tensor, by name: an object, a plain value, or a container
+            without tensors.
         notes: Sentences that a user should read.
     """
 
@@ -63,6 +65,7 @@ class Located:
     state: tuple[StatePart, ...] = ()
     step: int | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
+    others: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -140,6 +143,29 @@ def _find_values(tree: Mapping[Any, Any], apart: set[int]) -> dict[str, Any]:
         if isinstance(value, (int, float)) or (isinstance(value, str) and len(value) <= _MAX_TEXT):
             values[dotted(path)] = value
     return values
+
+
+def _find_others(tree: Mapping[Any, Any], sections: tuple[KeyPath, ...], apart: set[int]) -> dict[str, Any]:
+    """What is no tensor in the mappings of the weights, training state apart; see `Located.others`."""
+    others: dict[str, Any] = {}
+    seen = set(apart)
+
+    def look(node: Any, prefix: str) -> None:
+        for key, value in children(node):
+            if isinstance(value, TensorSpec) or id(value) in seen:
+                continue
+            if not is_container(value):
+                others[f"{prefix}{key}"] = value
+                continue
+            seen.add(id(value))
+            if _has_tensors(value):
+                look(value, f"{prefix}{key}.")
+            elif value:
+                others[f"{prefix}{key}"] = value
+
+    for index, where in enumerate(sections):
+        look(at(tree, where), f"{dotted(where)}." if index else "")
+    return others
 
 
 # --- Weights ---------------------------------------------------------------------------------------------------
@@ -382,6 +408,7 @@ def locate(
         state=state,
         step=_find_step(tree, roots),
         values=_find_values(tree, apart | containers),
+        others=_find_others(tree, sections, apart),
         notes=_leftovers(tree, weights, copies, apart, sections),
     )
 

@@ -22,7 +22,7 @@ from ckpttool.formats.description import Implementation
 from ckpttool.formats.pickles.inert import load
 from ckpttool.formats.pytorch.legacy import is_legacy, is_legacy_tar, read_legacy
 from ckpttool.formats.pytorch.tensors import Refused, Storages, TensorReader, storage_ref
-from ckpttool.formats.pytorch.tree import Opaque, plain_tree
+from ckpttool.formats.pytorch.tree import Opaque, in_words, plain_tree
 from ckpttool.formats.pytorch.writer import lay_out_graph, plain_graph
 from ckpttool.formats.sections import Located, locate
 from ckpttool.reading.opened import OpenedFile
@@ -270,6 +270,7 @@ def _checkpoint(
         provenance=provenance,
         files=(path,),
         state=tuple(dotted(part.path) for part in located.state),
+        other_entries={name: in_words(value) for name, value in located.others.items()},
         notes=located.notes,
         container=TorchContainer(graph, reader, located),
     )

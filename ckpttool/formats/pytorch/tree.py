@@ -14,7 +14,7 @@ from ckpttool.formats.container import MAX_DEPTH, KeyPath
 from ckpttool.formats.pickles.inert import Inert
 from ckpttool.formats.pytorch.tensors import Refused, TensorReader
 
-__all__ = ["Opaque", "Place", "find", "items_of", "plain_tree"]
+__all__ = ["Opaque", "Place", "find", "in_words", "items_of", "plain_tree"]
 
 _MAX_PLAIN = 4096
 """Numbers and texts that a list may hold to be looked at; a longer one is a vocabulary or a history."""
@@ -28,6 +28,23 @@ class Opaque:
     """Something that is neither a container nor a tensor nor a small value: what it is, in words."""
 
     kind: str
+
+
+_KINDS = {
+    "numpy.core.multiarray._reconstruct": "a NumPy array",
+    "numpy._core.multiarray._reconstruct": "a NumPy array",
+    "_io.BytesIO": "bytes",
+    "io.BytesIO": "bytes",
+    "_codecs.encode": "bytes",
+}
+"""What pickled objects are, where that is more telling than their type."""
+
+
+def in_words(value: Any) -> str:
+    """What a value of a tree is: ``a NumPy array``, ``float``, ``an object of torch.distributions.Normal``."""
+    if isinstance(value, Opaque):
+        return _KINDS.get(value.kind, value.kind)
+    return "None" if value is None else type(value).__name__
 
 
 class Place(NamedTuple):
