@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from ckpttool.formats import open_checkpoint
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("length", range(632, 665, 8))
@@ -24,3 +28,19 @@ def test_a_safetensors_file_is_one_also_where_its_length_looks_like_a_pickle(len
             break
     assert int.from_bytes(path.read_bytes()[:8], "little") == length
     assert open_checkpoint(path).format == "safetensors"
+
+
+@pytest.mark.parametrize("form", ["files", "directory"])
+def test_averaging_safetensors_files_imports_the_module_of_no_other_format(form: str, tmp_path: Path) -> None:
+    paths = [tmp_path / f"step-{step}.safetensors" for step in (1, 2)]
+    for number, path in enumerate(paths):
+        save_file({"weight": torch.full((2,), float(number))}, path)
+    named = [str(path) for path in paths] if form == "files" else [str(tmp_path)]
+    code = f"import ckpttool, sys; ckpttool.average({named!r}, output={str(tmp_path / 'avg.safetensors')!r})"
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(*sys.modules)"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = {name for name in ran.stdout.split() if name.startswith("ckpttool.formats.")}
+    assert "ckpttool.formats.safetensors" in loaded
+    packages = {name.split(".")[2] for name in loaded}
+    assert packages & {"pytorch", "dcp", "directories", "tensorflow", "npz", "pickles", "archives"} == set()

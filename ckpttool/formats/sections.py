@@ -54,8 +54,8 @@ class Located:
         step: The number of updates that the content states, >= 0. An epoch is not a step: it stands in `values`.
         values: The small plain values of the tree (numbers, strings, booleans) by dotted key path, training state
             and weights apart.
-        others: What is in the mappings of the weights and is no tensor, by name: an object, a plain value, or a container
-            without tensors.
+        others: What is in the mappings of the weights and is not a tensor, by name: an object, a plain value, or a
+            container without tensors.
         notes: Sentences that a user should read.
     """
 

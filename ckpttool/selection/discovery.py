@@ -20,7 +20,6 @@ from typing import Literal
 
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UsageError
 from ckpttool.formats import format_of_directory
-from ckpttool.formats.directories.parts import rank_folders
 from ckpttool.run_layouts import MARKED_FOLDERS, Reason
 from ckpttool.selection.choice import Discovery, Entry, Unit, stated_step, weights_file
 from ckpttool.selection.detection import Classified, Named, classify, detect, name_numbers
@@ -113,6 +112,8 @@ def discover(
         found = detect(listing, layout=layout, where=str(directory))
     except NotFoundError as error:
         kind = format_of_directory(directory) if layout is None and not include else None
+        from ckpttool.formats.directories.parts import rank_folders  # runs on other files do without it
+
         ranks = rank_folders(directory) if kind is None else []
         if ranks:  # NeMo with model parallelism: a folder for each rank, and every checkpoint is in all of them
             inner = discover(directory / ranks[0], layout=layout, section=section, include=include, exclude=exclude)
