@@ -28,7 +28,7 @@ from ckpttool.planning.request import Policy
 from ckpttool.selection.discovery import discover, from_paths
 
 NAMES = ["embed.weight", "layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias", "norm.weight"]
-COMPANIONS = {
+AUXILIARY = {
     "config.json": '{"model_type": "tiny"}',
     "generation_config.json": "{}",
     "tokenizer.json": "{}",
@@ -77,10 +77,10 @@ def save_shards(folder, tensors, count, *, stem="model", suffix="safetensors", i
 
 
 def save_checkpoint(run, step, count=1, **how):
-    """A trainer's checkpoint: weights, companions, training state."""
+    """A trainer's checkpoint: weights, auxiliary files, training state."""
     folder = run / f"checkpoint-{step}"
     save_shards(folder, weights(step), count, **how)
-    for name, text in COMPANIONS.items():
+    for name, text in AUXILIARY.items():
         (folder / name).write_text(text)
     for name in STATE:
         torch.save({"state": {0: torch.zeros(3)}}, folder / name)
@@ -98,6 +98,11 @@ def load(folder, suffix="safetensors"):
     for file in sorted(Path(folder).glob(f"*.{suffix}")):
         found.update(load_file(file) if suffix == "safetensors" else torch.load(file, weights_only=True))
     return found
+
+
+def left_out(checkpoint):
+    """What is not copied, by its path in the directory, with the reason."""
+    return {item.path.relative_to(checkpoint.path).as_posix(): item.reason for item in checkpoint.left_out}
 
 
 def assert_mean(folder, *steps, suffix="safetensors"):
@@ -130,12 +135,12 @@ def test_members_sharded_differently_are_averaged_into_the_shards_of_the_newest(
     assert index["metadata"]["total_size"] == own["metadata"]["total_size"]
 
 
-def test_companions_are_copied_byte_for_byte_and_training_state_is_not(run):
+def test_auxiliary_files_are_copied_byte_for_byte_and_training_state_is_not(run):
     average(run, f"{run}/avg/", last=3)
     output = run / "avg" / "checkpoint-30"
     shards = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"}
-    assert set(os.listdir(output)) == shards | set(COMPANIONS)
-    for name in COMPANIONS:
+    assert set(os.listdir(output)) == shards | set(AUXILIARY)
+    for name in AUXILIARY:
         assert (output / name).read_bytes() == (run / "checkpoint-30" / name).read_bytes()
 
 
@@ -417,9 +422,9 @@ def edit_index(folder, change):
         None,
     ],
 )
-def test_an_index_names_files_beside_it_and_no_others(run, name):
+def test_an_index_names_files_next_to_it_and_no_others(run, name):
     edit_index(run / "checkpoint-20", lambda content: content["weight_map"].update({NAMES[0]: name}))
-    with pytest.raises(UnreadableError, match=r"not the name of a \.safetensors file beside it") as caught:
+    with pytest.raises(UnreadableError, match=r"not the name of a \.safetensors file next to it") as caught:
         open_checkpoint(run / "checkpoint-20")
     assert caught.value.tensor == NAMES[0]
 
@@ -481,7 +486,8 @@ def test_beside_one_file_an_index_is_not_taken_as_transformers_does(run):
     save_file(weights(99), folder / "model.safetensors")
     checkpoint = open_checkpoint(folder)
     assert [file.name for file in checkpoint.files] == ["model.safetensors"]
-    assert any("left out: model.safetensors.index.json" in note for note in checkpoint.notes)
+    assert any("averaged; not model.safetensors.index.json" in note for note in checkpoint.notes)
+    assert "model-00001-of-00003.safetensors" in left_out(checkpoint)
     average([run / "checkpoint-10", folder], run / "out")
     assert not list((run / "out").glob("*-of-*"))
 
@@ -490,7 +496,8 @@ def test_beside_safetensors_a_bin_file_is_not_taken(run):
     torch.save(weights(99), run / "checkpoint-10" / "pytorch_model.bin")
     checkpoint = open_checkpoint(run / "checkpoint-10")
     assert [file.name for file in checkpoint.files] == ["model.safetensors"]
-    assert any("left out: pytorch_model.bin" in note for note in checkpoint.notes)
+    assert any("averaged; not pytorch_model.bin" in note for note in checkpoint.notes)
+    assert left_out(checkpoint) == {"pytorch_model.bin": "weights that are not averaged"}
 
 
 def test_a_model_and_an_adapter_in_one_directory_are_a_question(run):
@@ -580,21 +587,21 @@ def test_a_link_in_the_place_of_a_tokenizer_that_leads_nowhere_is_said(run):
     assert open_checkpoint(newest).format == "huggingface"
     (newest / "special_tokens_map.json").unlink()
     (newest / "special_tokens_map.json").symlink_to("../../blobs/0123")
-    with pytest.raises(UnreadableError, match=r"special_tokens_map\.json: cannot be read .* goes along") as caught:
+    with pytest.raises(UnreadableError, match=r"special_tokens_map\.json: a link that leads nowhere") as caught:
         open_checkpoint(newest)
     assert "link" in caught.value.hint
 
 
 def test_a_directory_that_may_not_be_listed_is_said(run, monkeypatch):
     newest = run / "checkpoint-30"
-    listdir = os.listdir
+    scandir = os.scandir
 
     def refused(place):
         if Path(place) == newest:
             raise PermissionError(13, "Permission denied", str(place))
-        return listdir(place)
+        return scandir(place)
 
-    monkeypatch.setattr(os, "listdir", refused)
+    monkeypatch.setattr(os, "scandir", refused)
     with pytest.raises(UnreadableError, match=r"checkpoint-30: cannot be read \(Permission denied\)"):
         open_checkpoint(newest)
     with pytest.raises(UnreadableError, match="Permission denied"):
@@ -659,7 +666,7 @@ def test_an_existing_output_stays_and_force_replaces_only_an_earlier_output(run)
     with pytest.raises(OutputExistsError, match=r"thesis\.tex"):
         execute(make_plan(found, run / "out", policy=Policy(force=True)))
     (run / "out" / "thesis.tex").unlink()
-    (run / "out" / "vocab.extra").write_text("matches a companion's name, but was not copied")
+    (run / "out" / "vocab.extra").write_text("is named like an auxiliary file, but was not copied")
     with pytest.raises(OutputExistsError, match=r"vocab\.extra"):
         execute(make_plan(found, run / "out", policy=Policy(force=True)))
     assert (run / "out" / "vocab.extra").exists()

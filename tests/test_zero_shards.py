@@ -18,7 +18,7 @@ from ckpttool.engine.run import execute, expected_memory
 from ckpttool.engine.work import CHUNK_ELEMENTS
 from ckpttool.errors import OutputExistsError, UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats import open_checkpoint
-from ckpttool.formats.directories.zero_partitions import read_partitions
+from ckpttool.formats.directories.zero_files import read_partitions
 from ckpttool.planning.matching import ties
 from ckpttool.planning.planner import make_plan
 from ckpttool.planning.request import Policy
@@ -239,7 +239,7 @@ def test_weights_beside_the_partitions_are_taken_unless_the_masters_are_asked_fo
     for step in (90, 100):
         save_trainer(tmp_path / f"checkpoint-{step}", step, weights=halves)
     plan = average(tmp_path, tmp_path / "half.safetensors")
-    assert any("--section fp32" in note for note in plan.notes)
+    assert any("section='fp32'" in note for note in plan.notes)
     same(load_file(tmp_path / "half.safetensors"), halves)
     ran = run("average", tmp_path, "--last", 2, "--section", "fp32")
     assert ran.exit_code == 0, ran.stderr
@@ -391,13 +391,13 @@ DAMAGE = {
     ),
     "no tensor": (
         lambda d: changed(optimizer_file(d), lambda c: c["optimizer_state_dict"].update(fp32_flat_groups=["x"])),
-        "is no tensor",
+        "is not a tensor",
     ),
     "no list": (
         lambda d: changed(optimizer_file(d), lambda c: c["optimizer_state_dict"].update(fp32_flat_groups=3)),
-        "is no list",
+        "is not a list",
     ),
-    "no shapes": (lambda d: changed(model_file(d), lambda c: c.pop("param_shapes")), "param_shapes is not there"),
+    "no shapes": (lambda d: changed(model_file(d), lambda c: c.pop("param_shapes")), "param_shapes is missing"),
     "impossible shapes": (
         lambda d: changed(model_file(d), lambda c: c["param_shapes"][0].update({"a.weight": (-1, 2)})),
         "a.weight has no shape",
@@ -504,7 +504,7 @@ def test_gaps_are_numbers_of_elements(tmp_path, gap):
     save_zero(tmp_path, [tensors(0)], stage=2)
     paddings = [[gap, *[0] * (len(SHAPES) - 1)]]
     changed(optimizer_file(tmp_path), lambda c: c["optimizer_state_dict"].update(param_alignment_paddings=paddings))
-    with pytest.raises(UnreadableError, match="param_alignment_paddings holds what is no number"):
+    with pytest.raises(UnreadableError, match="param_alignment_paddings holds what is not a number"):
         open_checkpoint(tmp_path, section="fp32")
 
 

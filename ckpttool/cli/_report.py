@@ -83,6 +83,7 @@ def document(
         "unit": plan.unit,
         "skipped": [{"path": str(skipped.path), "reason": spoken(skipped.reason)} for skipped in plan.skipped],
         "output": {"path": str(plan.output), "format": plan.format},
+        "left_out": [{"path": str(item.path), "reason": item.reason} for item in plan.left_out],
         **facts(plan),
         "peak_memory": peak_memory,
         **(details.document if details else {}),

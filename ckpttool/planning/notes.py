@@ -58,6 +58,8 @@ def notes_of(
     unmatched = [c.path.name for c in checkpoints[:-1] if c.copies and not newest.copies]
     if unmatched:
         notes.append(f"copies of the weights in {first_names(unmatched)} are left out: the newest has none")
+    if newest.left_out and artifact.template is not None:
+        notes.append(f"not copied: {_by_reason(newest)}")
     if newest.state and not artifact.keep_state:
         notes.append(
             f"training state left out: {', '.join(newest.state)}"
@@ -74,6 +76,14 @@ def notes_of(
             "re-estimate them on data if accuracy depends on it"
         )
     return tuple(notes)
+
+
+def _by_reason(newest: Checkpoint) -> str:
+    """What is left out, the names that have one reason together: ``a, b (weights that are not averaged); c (logs)``."""
+    names: dict[str, list[str]] = {}
+    for item in newest.left_out:
+        names.setdefault(item.reason, []).append(item.path.relative_to(newest.path).as_posix())
+    return "; ".join(f"{first_names(some)} ({reason})" for reason, some in names.items())
 
 
 def _count(things: Sequence[object], noun: str) -> str:

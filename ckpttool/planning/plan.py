@@ -130,6 +130,11 @@ class Plan:
         )
 
     @property
+    def left_out(self) -> tuple[Skipped, ...]:
+        """What is next to the newest member's weights, and is not copied into an output like it, with the reasons."""
+        return () if self.artifact.template is None else self.artifact.template.left_out
+
+    @property
     def bytes_to_read(self) -> int:
         """Bytes that will be read, all members together: weights, what they are compared with, and what is copied."""
         terms = sum(term.tensor.nbytes for tensor in self.tensors for term in tensor.terms)

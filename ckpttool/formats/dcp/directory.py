@@ -21,7 +21,8 @@ from ckpttool.formats.dcp.chunks import FileLayout
 from ckpttool.formats.dcp.metadata import Metadata, Stored, TensorEntry, parse, rewrite
 from ckpttool.formats.dcp.tree import FlatTree, plain_values, tree_of
 from ckpttool.formats.description import Implementation
-from ckpttool.formats.directories.common import Directory, companion_files, companions_of, layout_row, load_json
+from ckpttool.formats.directories.auxiliary import auxiliary_of
+from ckpttool.formats.directories.common import Directory, copied_files, load_json
 from ckpttool.formats.sections import Located, locate
 from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import Artifact, Checkpoint, DType, Extent, OutputFile, Region, TensorId
@@ -36,9 +37,6 @@ _PROVENANCE = "ckpttool.json"
 
 _ROOTS = ("", "model_and_optim", "weights", "model_weights", "pytorch_model_fsdp_0")
 """Where in a checkpoint the files are: everywhere but in OLMo-core, NeMo and Accelerate at the top."""
-
-_ROWS = ("megatron", "torchtitan", "olmo-core", "lightning-sharded", "huggingface")
-"""Rows of the table of layouts whose checkpoints may be such directories: they say what goes along."""
 
 _SIDE_FILES = ("common.pt", "meta.pt")
 """Where Megatron and Lightning keep what is no tensor: steps and settings."""
@@ -89,7 +87,7 @@ def _unfinished(path: Path) -> Path | None:
     return None
 
 
-def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:  # noqa: ARG001
+def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:
     """Open a directory without reading any weight.
 
     Args:
@@ -119,13 +117,13 @@ def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = 
     was_enabled = gc.isenabled()
     gc.disable()  # all that a pickle holds stays; looking through it again and again costs a third
     try:
-        return _read(path, root, section)
+        return _read(path, root, section, snapshot or Snapshot())
     finally:
         if was_enabled:
             gc.enable()
 
 
-def _read(path: Path, root: str, section: str | None) -> Checkpoint:
+def _read(path: Path, root: str, section: str | None, snapshot: Snapshot) -> Checkpoint:
     metadata = parse(path / root / _METADATA)
     flat = tree_of(metadata)
     for name in _SIDE_FILES:
@@ -135,17 +133,12 @@ def _read(path: Path, root: str, section: str | None) -> Checkpoint:
     located = _located(flat, section, path)
     specs = {place: at(flat.tree, place) for names in _names(located).values() for place in names.values()}
     files = {stored.name: None for entry in metadata.entries.values() for stored in _stored(entry)}
-    taken = {f"{root}/{name}" if root else name for name in (*files, _METADATA)} | {_PROVENANCE, root}
-    folders = ["", *([root] if root else []), *(["context"] if (path / "context").is_dir() else [])]
-    carry = [glob for row in _ROWS for glob in layout_row(row).auxiliary] + ["context/*"]
-    never = [glob for row in _ROWS for glob in layout_row(row).state]
-    companions, left_out = companions_of(path, carry, never, taken, folders)
+    taken = {f"{root}/{name}" if root else name for name in (*files, _METADATA)} | {_PROVENANCE}
+    auxiliary = auxiliary_of(path, snapshot, taken)
     notes = list(located.notes)
     extra = sum("_extra_state" in key and not isinstance(entry, TensorEntry) for key, entry in metadata.entries.items())
     if extra:
         notes.append(f"{extra} _extra_state entries are pickled objects, kept from the newest and not averaged")
-    if left_out:
-        notes.append(f"not copied: {', '.join(left_out[:8])}{', ...' if len(left_out) > 8 else ''}")
     inside = {place[: depth + 1] for place in flat.places.values() for depth in range(len(place))}
     return Checkpoint(
         path=path,
@@ -155,11 +148,12 @@ def _read(path: Path, root: str, section: str | None) -> Checkpoint:
         section=located.section,
         step=located.step,
         values=located.values,
-        provenance=_provenance(path),
+        provenance=_provenance(path, snapshot),
         files=(metadata.path, *(path / root / name for name in files)),
         state=tuple(dotted(part.path) for part in located.state if part.path in inside),
+        left_out=auxiliary.left_out,
         notes=tuple(notes),
-        container=Directory((), tuple(companions), _Container(root, metadata, flat.places, located)),
+        container=Directory((), auxiliary.files, _Container(root, metadata, flat.places, located)),
     )
 
 
@@ -195,12 +189,12 @@ def _refusal(path: Path, flat: FlatTree) -> UnsupportedError:
     )
 
 
-def _provenance(path: Path) -> Mapping[str, Any] | None:
+def _provenance(path: Path, snapshot: Snapshot) -> Mapping[str, Any] | None:
     """What an earlier run of ckpttool left in the directory."""
     place = path / _PROVENANCE
     if not place.is_file():
         return None
-    said = load_json(place)
+    said = load_json(place, snapshot)
     return said if isinstance(said, dict) else None
 
 
@@ -256,7 +250,7 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
         files.append(layout.finish())
     described = rewrite(metadata, places, dtypes)
     files.append(_literal(f"{root}/{_METADATA}" if root else _METADATA, described))
-    files += companion_files(directory, artifact)
+    files += copied_files(directory, artifact)
     if artifact.provenance:
         said = json.dumps(artifact.provenance, ensure_ascii=False, indent=1, sort_keys=True)
         files.append(_literal(_PROVENANCE, said.encode() + b"\n"))

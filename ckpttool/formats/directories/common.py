@@ -1,13 +1,12 @@
-"""What all checkpoint directories have in common: files with tensors in them, and files that go along.
+"""What all checkpoint directories have in common: files with tensors, and auxiliary files that are copied.
 
 Each file with tensors is a checkpoint of its own, read and laid out by its own format. A directory puts their tensors
-under one roof, hands every file its share of the output, and copies what else a loader needs.
+together, gives every file its share of the output, and copies what else a loader needs.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,25 +16,27 @@ from typing import Any
 
 from ckpttool.errors import UnreadableError, UnsupportedError
 from ckpttool.formats import HEAD_BYTES, get_format, hint_for_unknown, refuse_pipe
+from ckpttool.formats.directories.auxiliary import AuxiliaryFile
 from ckpttool.reading.snapshot import Snapshot
+from ckpttool.reading.storage import storage_of
 from ckpttool.run_layouts import LAYOUTS, Layout
 from ckpttool.tensors import Artifact, Checkpoint, Copy, Extent, OutputFile, TensorId, TensorSpec
+from ckpttool.text import parameter
 
 __all__ = [
-    "Companion",
+    "INTERRUPTED",
+    "MIXED_UP",
+    "SINGLE_FILE",
+    "Collected",
     "Directory",
     "Part",
     "collect",
-    "companion_files",
-    "companions_of",
-    "copy_file",
+    "copied_files",
     "has_any",
-    "homes",
     "json_file",
     "lay_out_part",
     "layout_row",
     "load_json",
-    "matches",
     "open_part",
     "shares",
     "subfolders",
@@ -43,7 +44,11 @@ __all__ = [
 ]
 
 _PART_FORMATS = ("safetensors", "torch")
-_MAX_JSON = 1 << 28
+_MAX_JSON_BYTES = 1 << 28
+
+INTERRUPTED = "The run may have been interrupted while it was saving, or a copy was not finished."
+MIXED_UP = "Files of several checkpoints may have been mixed up; save it again."
+SINGLE_FILE = f"Write a single file: {parameter('output', 'NAME.safetensors')}."
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Part:
         name: Its path in the directory, with forward slashes.
         checkpoint: The file, opened.
         section: Which copy of the weights its tensors are; empty for the weights themselves.
-        prefix: What stands before the names of its tensors in the whole checkpoint.
+        prefix: What precedes the names of its tensors in the whole checkpoint.
     """
 
     name: str
@@ -64,34 +69,17 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Companion:
-    """A file that is copied as it is.
-
-    Attributes:
-        name: Its path in the directory, with forward slashes.
-        path: Where it is.
-        nbytes: Its size.
-        is_state: Whether it is training state, which is copied only where that is asked for.
-    """
-
-    name: str
-    path: Path
-    nbytes: int
-    is_state: bool = False
-
-
-@dataclass(frozen=True)
 class Directory:
-    """The container of a checkpoint that is a directory, or several files beside each other.
+    """The container of a checkpoint that is a directory, or several files next to each other.
 
     Attributes:
         parts: The files with tensors, in the order of the tensors.
-        companions: The files that go along.
+        auxiliary: The files that are copied.
         extra: What the format itself keeps.
     """
 
     parts: tuple[Part, ...]
-    companions: tuple[Companion, ...] = ()
+    auxiliary: tuple[AuxiliaryFile, ...] = ()
     extra: Any = None
 
 
@@ -110,36 +98,31 @@ class Collected:
 # --- Reading ---------------------------------------------------------------------------------------------------
 
 
-def subfolders(path: Path) -> dict[str, list[str]]:
-    """The directories in a directory that may be listed, in order, with the names in each.
+def subfolders(path: Path, snapshot: Snapshot) -> dict[str, Collection[str]]:
+    """The directories in a directory that may be listed, sorted, with the names in each.
 
-    Links that lead nowhere or in a circle are none, and others' directories (``lost+found``) have no weights to offer.
+    Links that lead nowhere or in a circle are not among them, and neither are directories that may not be listed
+    (``lost+found``): they have no weights to offer.
     """
-    found = {}
-    with os.scandir(path) as items:
-        for item in items:
+    found: dict[str, Collection[str]] = {}
+    for name, item in snapshot.list(path).items():
+        if item.kind == "directory":
             with suppress(OSError):
-                if item.is_dir():
-                    found[item.name] = os.listdir(item.path)
-    return dict(sorted(found.items()))
+                found[name] = snapshot.list(path / name)
+    return found
 
 
-def open_part(path: Path, section: str | None = None) -> Checkpoint:
+def open_part(path: Path, snapshot: Snapshot, section: str | None = None) -> Checkpoint:
     """Open one file of a directory: a safetensors or a torch file.
 
     Raises:
         UnreadableError: It is missing, empty, broken, or of another kind.
     """
-    snapshot = Snapshot()
     refuse_pipe(path, snapshot)
     try:
         head = snapshot.read(path, HEAD_BYTES)
     except FileNotFoundError as error:
-        raise UnreadableError(
-            f"{path.parent}: {path.name} is missing",
-            path=path,
-            hint="The run may have been interrupted while it was saving, or a copy was not finished.",
-        ) from error
+        raise UnreadableError(f"{path.parent}: {path.name} is missing", path=path, hint=INTERRUPTED) from error
     except OSError as error:
         raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
     for name in _PART_FORMATS:
@@ -164,7 +147,7 @@ def _whole_id(part: Part, inner: TensorId) -> TensorId:
 
 
 def collect(path: Path, parts: Sequence[Part]) -> Collected:
-    """Put the tensors of all parts under one roof.
+    """Put the tensors of all parts together.
 
     Raises:
         UnreadableError: Two files have a tensor of one name.
@@ -180,7 +163,7 @@ def collect(path: Path, parts: Sequence[Part]) -> Collected:
                     f"{path}: the tensor {name} is in two files, {owner[whole]} and {part.name}",
                     path=path,
                     tensor=name,
-                    hint="Files of several checkpoints may have been mixed up; save it again.",
+                    hint=MIXED_UP,
                 )
             owner[whole] = part.name
             (copies.setdefault(section, {}) if section else weights)[name] = spec
@@ -195,30 +178,26 @@ def collect(path: Path, parts: Sequence[Part]) -> Collected:
     )
 
 
-def homes(parts: Iterable[Part]) -> dict[TensorId, tuple[Part, TensorId]]:
-    """Which part holds a tensor of the whole, and what it is called in there."""
-    return {_whole_id(part, inner): (part, inner) for part in parts for inner in part.checkpoint.tensors()}
-
-
-def load_json(path: Path) -> Any:
-    """A JSON file in which no key stands twice.
+def load_json(path: Path, snapshot: Snapshot) -> Any:
+    """A JSON file in which no key occurs twice.
 
     Raises:
-        UnreadableError: It is something else.
+        UnreadableError: It is something else, or cannot be read.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
             if key in found:
-                raise UnreadableError(f"{path}: {key!r} stands in it twice", path=path, tensor=key)
+                raise UnreadableError(f"{path}: the key {key!r} occurs twice", path=path, tensor=key)
             found[key] = value
         return found
 
     try:
-        if path.stat().st_size > _MAX_JSON:
+        data = snapshot.read(path, _MAX_JSON_BYTES + 1)
+        if len(data) > _MAX_JSON_BYTES:
             raise UnreadableError(f"{path}: too large to be what its name says", path=path)
-        return json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=unique)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=unique)
     except OSError as error:
         raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
     except (ValueError, RecursionError) as error:
@@ -232,71 +211,9 @@ def layout_row(name: str) -> Layout:
     return next(row for row in LAYOUTS if row.name == name)
 
 
-def matches(name: str, globs: Iterable[str]) -> bool:
-    """Whether a name or path fits one of the globs; globs without a slash look at the last component only."""
-    last = name.rpartition("/")[2]
-    return any(fnmatchcase(name if "/" in glob else last, glob) for glob in globs)
-
-
 def has_any(names: Iterable[str], globs: Sequence[str]) -> bool:
     """Whether any of the names fits one of the globs."""
     return any(fnmatchcase(name, glob) for name in names for glob in globs)
-
-
-def companions_of(
-    path: Path, carry: Sequence[str], never: Sequence[str], taken: Iterable[str], folders: Iterable[str] = ("",)
-) -> tuple[list[Companion], list[str]]:
-    """The files that go along with the weights, and the names of those that are left out.
-
-    Args:
-        path: The directory.
-        carry: Globs of what is copied.
-        never: Globs of training state; what is in such a directory is training state as well.
-        taken: Paths in the directory that are spoken for.
-        folders: Paths of the directories to look into; "" is the directory itself.
-    """
-    taken = set(taken)
-    found: list[Companion] = []
-    left_out: list[str] = []
-    for folder in folders:
-        for name in sorted(os.listdir(path / folder)):
-            relative = f"{folder}/{name}" if folder else name
-            place = path / folder / name
-            if relative in taken:
-                continue
-            is_state = matches(relative, never)
-            if place.is_dir():
-                if is_state:
-                    found += _below(path, relative)
-            elif is_state or matches(relative, carry):
-                found += _companion(relative, place, is_state=is_state)
-            elif not name.startswith("."):
-                left_out.append(relative)
-    return found, left_out
-
-
-def _companion(name: str, place: Path, *, is_state: bool) -> list[Companion]:
-    """A file that goes along; none for training state that a link leads to and that is not there."""
-    try:
-        return [Companion(name, place, place.stat().st_size, is_state)]
-    except OSError as error:
-        if is_state:
-            return []
-        raise UnreadableError(
-            f"{place}: cannot be read ({error.strerror}), and goes along with the weights",
-            path=place,
-            hint="A link that leads nowhere? Copy what it pointed to, or remove it.",
-        ) from error
-
-
-def _below(path: Path, folder: str) -> list[Companion]:
-    """Every file of a directory of training state."""
-    found: list[Companion] = []
-    for directory, _, names in os.walk(path / folder):
-        for name in names:
-            place = Path(directory) / name
-            found += _companion(place.relative_to(path).as_posix(), place, is_state=True)
-    return sorted(found, key=lambda each: each.name)
 
 
 # --- Laying out ------------------------------------------------------------------------------------------------
@@ -307,16 +224,14 @@ def shares(artifact: Artifact, parts: Sequence[Part]) -> list[tuple[Part, dict[T
 
     Parts that get nothing are left out.
     """
-    where = homes(parts)
+    places = {_whole_id(part, inner): (part, inner) for part in parts for inner in part.checkpoint.tensors()}
     found: dict[str, dict[TensorId, TensorId]] = {part.name: {} for part in parts}
     for identity in artifact.tensors:
-        if identity not in where:
+        if identity not in places:
             raise UnsupportedError(
-                f"no file of the checkpoint has a place for {identity[1]}",
-                tensor=identity[1],
-                hint="Write a single file, with -o NAME.safetensors.",
+                f"no file of the checkpoint has a place for {identity[1]}", tensor=identity[1], hint=SINGLE_FILE
             )
-        part, inner = where[identity]
+        part, inner = places[identity]
         found[part.name][identity] = inner
     return [(part, found[part.name]) for part in parts if found[part.name]]
 
@@ -346,10 +261,32 @@ def lay_out_part(
     return replace(file, name=name, slots=tuple(replace(slot, tensor=back[slot.tensor]) for slot in file.slots))
 
 
-def copy_file(companion: Companion) -> OutputFile:
+def copied_files(directory: Directory, artifact: Artifact, without: Collection[str] = ()) -> list[OutputFile]:
+    """The auxiliary files of an output: with the training state if it is kept, and none from the folders of `without`.
+
+    Raises:
+        UnreadableError: One of them cannot be opened.
+    """
+    return [
+        _copied(each)
+        for each in directory.auxiliary
+        if (artifact.keep_state or not each.is_state)
+        and not any(each.name.startswith(f"{folder}/") for folder in without)
+    ]
+
+
+def _copied(file: AuxiliaryFile) -> OutputFile:
     """A file of the output that is a file of the newest checkpoint, byte for byte."""
-    extent = Extent(companion.path, 0, companion.nbytes)
-    return OutputFile(companion.name, companion.nbytes, copies=(Copy(0, extent),) if companion.nbytes else ())
+    try:
+        storage_of(file.path).open(file.path).close()
+    except OSError as error:
+        raise UnreadableError(
+            f"{file.path}: cannot be read ({error.strerror}), and is to be copied next to the weights",
+            path=file.path,
+            hint="Remove it, or make it readable.",
+        ) from error
+    copies = (Copy(0, Extent(file.path, 0, file.nbytes)),) if file.nbytes else ()
+    return OutputFile(file.name, file.nbytes, copies=copies)
 
 
 def with_copied(artifact: Artifact, copied: Sequence[OutputFile]) -> Artifact:
@@ -363,12 +300,3 @@ def json_file(name: str, content: Any) -> OutputFile:
     """A JSON file, as Hugging Face's libraries write it."""
     data = (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
     return OutputFile(name, len(data), literals=((0, data),))
-
-
-def companion_files(directory: Directory, artifact: Artifact, without: Collection[str] = ()) -> list[OutputFile]:
-    """The companions of an output, with the training state if it is kept, and none from the folders of `without`."""
-    return [
-        copy_file(each)
-        for each in directory.companions
-        if (artifact.keep_state or not each.is_state) and each.name.rpartition("/")[0] not in without
-    ]

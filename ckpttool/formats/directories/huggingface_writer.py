@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ckpttool.formats.directories.common import (
     Directory,
-    companion_files,
+    copied_files,
     json_file,
     lay_out_part,
     shares,
@@ -19,7 +19,7 @@ from ckpttool.formats.directories.common import (
 )
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile, TensorId
 
-__all__ = ["INDEX", "NAME", "SHARD", "SINGLE", "TOTAL_SIZE", "Family", "is_weights", "lay_out", "split"]
+__all__ = ["INDEX", "NAME", "SHARD", "SINGLE", "TOTAL_SIZE", "ModelFiles", "is_weights", "lay_out", "split"]
 
 NAME = "huggingface"
 TOTAL_SIZE = "total_size"
@@ -38,7 +38,7 @@ def is_weights(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelFiles:
     """The files of one model in one folder.
 
     Attributes:
@@ -73,34 +73,35 @@ class Family:
 
 
 def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
-    """Lay a directory out: the newest member's files and shards, a new index, and what goes along.
+    """Lay a directory out: the newest member's files and shards, a new index, and the auxiliary files.
 
     With `artifact.max_shard_bytes` the weights are split anew; see `split`.
     """
     template = artifact.template
     if template is None or template.format != NAME:
         names = {identity: identity for identity in artifact.tensors if not identity[0]}
-        return tuple(split(artifact, Family("", "model", "safetensors"), "safetensors", None, names))
+        return tuple(split(artifact, ModelFiles("", "model", "safetensors"), "safetensors", None, names))
     directory: Directory = template.container
     files: list[OutputFile] = []
     everything = shares(artifact, directory.parts)
     kept = {part.name.rpartition("/")[0] for part, _ in everything}
-    copied = companion_files(directory, artifact, {each.folder for each in directory.extra} - kept - {""})
+    models: Sequence[ModelFiles] = directory.extra
+    copied = copied_files(directory, artifact, {model.folder for model in models} - kept - {""})
     artifact = with_copied(artifact, copied)
-    for family in directory.extra:
-        own = [(part, share) for part, share in everything if part.name.rpartition("/")[0] == family.folder]
+    for model in models:
+        own = [(part, share) for part, share in everything if part.name.rpartition("/")[0] == model.folder]
         if not own:
             continue
         if artifact.max_shard_bytes is None:
             laid = [lay_out_part(artifact, p.name, p.checkpoint.format, p.checkpoint, share) for p, share in own]
             files += laid
-            if family.index is not None:
-                files.append(_index(artifact, family, laid, [share for _, share in own]))
+            if model.index is not None:
+                files.append(_index(artifact, model, laid, [share for _, share in own]))
         else:
             share = {whole: inner for _, each in own for whole, inner in each.items()}
             order = {whole: share[whole] for whole in artifact.tensors if whole in share}
             checkpoints = [part.checkpoint for part, _ in own]
-            files += split(artifact, family, checkpoints[0].format, _joined(checkpoints), order)
+            files += split(artifact, model, checkpoints[0].format, _joined(checkpoints), order)
     return (*files, *copied)
 
 
@@ -114,7 +115,7 @@ def _joined(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
 
 def split(
     artifact: Artifact,
-    family: Family,
+    model: ModelFiles,
     format_name: str,
     template: Checkpoint | None,
     share: Mapping[TensorId, TensorId],
@@ -128,38 +129,38 @@ def split(
     limit = artifact.max_shard_bytes or sum(sizes.values())
     shards: list[dict[TensorId, TensorId]] = [{}]
     filled = 0
-    home: dict[TensorId, int] = {}
+    shard_of: dict[TensorId, int] = {}
     for whole, nbytes in sizes.items():
         if shards[-1] and filled + nbytes > limit:
             shards.append({})
             filled = 0
         filled += nbytes
         shards[-1][whole] = share[whole]
-        home[whole] = len(shards) - 1
+        shard_of[whole] = len(shards) - 1
     for whole, inner in share.items():
         if whole in artifact.ties:
-            shards[home[artifact.ties[whole]]][whole] = inner
-    names = [family.path(family.shard(number + 1, len(shards))) for number in range(len(shards))]
+            shards[shard_of[artifact.ties[whole]]][whole] = inner
+    names = [model.path(model.shard(number + 1, len(shards))) for number in range(len(shards))]
     files = [
         lay_out_part(artifact, name, format_name, template, each) for name, each in zip(names, shards, strict=True)
     ]
-    return files if len(shards) == 1 else [*files, _index(artifact, family, files, shards)]
+    return files if len(shards) == 1 else [*files, _index(artifact, model, files, shards)]
 
 
 def _index(
-    artifact: Artifact, family: Family, files: Sequence[OutputFile], contents: Sequence[Mapping[TensorId, TensorId]]
+    artifact: Artifact, model: ModelFiles, files: Sequence[OutputFile], contents: Sequence[Mapping[TensorId, TensorId]]
 ) -> OutputFile:
     """The index of shards. Its size counts the bytes of tensors, of tied ones once, and no headers."""
     weight_map: dict[str, str] = {}
     total = 0
     for file, share in zip(files, contents, strict=True):
         total += sum(artifact.tensors[whole].nbytes for whole in share if whole not in artifact.ties)
-        names = _stored(file) if family.suffix == "safetensors" else [name for _, name in share.values()]
+        names = _stored(file) if model.suffix == "safetensors" else [name for _, name in share.values()]
         weight_map.update((name, file.name.rpartition("/")[2]) for name in names)
     elements = sum(math.prod(artifact.tensors[w].shape) for share in contents for w in share if w not in artifact.ties)
     metadata = {"total_parameters": elements, TOTAL_SIZE: total}
     content = {"metadata": metadata, "weight_map": weight_map}
-    return json_file(family.path(family.index_name()), content)
+    return json_file(model.path(model.index_name()), content)
 
 
 def _stored(file: OutputFile) -> list[str]:

@@ -2,33 +2,33 @@
 
 Megatron's and NeMo's `mp_rank_*`, DeepSpeed's and gpt-neox's `*_model_states.pt`, fairseq's `-shardN.pt` and
 `_partN.pt`, fairseq2's `model/pp_*/tp_*/sdp_*.pt`, SpeechBrain's `CKPT+...`. The files are averaged one by one, each
-with the files of its name in the other members, and written in the same layout. A tensor is called by file and name:
-``mp_rank_00:word_embeddings.weight``.
+with the file of the same name in the other members, and written in the same layout. A tensor's name is that of the file
+and its own: ``mp_rank_00:word_embeddings.weight``.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import count
 from pathlib import Path
+from typing import Literal
 
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats.description import Implementation
-from ckpttool.formats.directories import zero as zero_shards
+from ckpttool.formats.directories import zero
+from ckpttool.formats.directories.auxiliary import Auxiliary, AuxiliaryFile, auxiliary_of, matches
 from ckpttool.formats.directories.common import (
-    Companion,
+    MIXED_UP,
+    SINGLE_FILE,
     Directory,
     Part,
     collect,
-    companion_files,
-    companions_of,
+    copied_files,
     lay_out_part,
     layout_row,
-    matches,
     open_part,
     shares,
     with_copied,
@@ -36,6 +36,7 @@ from ckpttool.formats.directories.common import (
 from ckpttool.formats.directories.trainer_records import configurations
 from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile
+from ckpttool.text import Message, first_names, parameter
 
 __all__ = ["IMPLEMENTATION", "NAME", "lay_out", "rank_folders", "read", "recognise"]
 
@@ -47,8 +48,7 @@ _GROUP = re.compile(r"(?P<stem>.+?)(?P<label>(?:-shard|_part|-model_part-|-part-
 _STATES = re.compile(
     r"(?:mp_rank_\d+|layer_\d+-model_\d+(?:-\d+)?|layer_\d+_expert_\d+_mp_rank_\d+|expert_\d+_mp_rank_\d+)[-_]model_states\.pt"
 )
-_ALONE = ("model.pt", "model.pth", "model.ckpt", "pytorch_model.pt", "model_weights.ckpt")
-_LONE_CARRY = ("config*.json", "config*.yaml", "config*.yml", "*.yaml", "tokenizer*", "vocab*", "*.model", "args.json")
+_ALONE = ("model.pt", "model.pth", "model.ckpt", "pytorch_model.pt", "model_weights.ckpt", "lit_model.pth")
 
 
 @dataclass(frozen=True)
@@ -56,113 +56,111 @@ class _Found:
     """The files of one checkpoint.
 
     Attributes:
-        kind: Name of the row of the table of layouts that describes the rest of its directory.
-        files: Label (what stands before the names of its tensors) to path in the directory.
+        kind: Who has saved it.
+        files: Label (what precedes the names of its tensors) to path in the directory.
         path: What the checkpoint is called.
-        carry: Globs of what goes along.
-        never: Globs of training state.
-        folders: Where companions are.
     """
 
-    kind: str
+    kind: Literal["speechbrain", "megatron", "nemo", "deepspeed", "fairseq", "fairseq2", "one file"]
     files: dict[str, str]
     path: Path
-    carry: tuple[str, ...] = ()
-    never: tuple[str, ...] = ()
-    folders: tuple[str, ...] = ("",)
 
 
 def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # noqa: ARG001  # the same question to all formats
     """Whether a directory is such a checkpoint; or whether a file is the first of several that are one."""
-    if not path.is_dir():
-        return _group_of(path) is not None
-    names = os.listdir(path)
-    if ".metadata" in names:
-        return False
-    return _find(path) is not None
+    if not snapshot.is_dir(path):
+        return _group_of(path, snapshot) is not None
+    return ".metadata" not in snapshot.names(path) and _find(path, snapshot) is not None
 
 
-def rank_folders(path: Path) -> list[str]:
+def rank_folders(path: Path, snapshot: Snapshot | None = None) -> list[str]:
     """The folders of a directory that hold one model-parallel rank each."""
-    return sorted(name for name in os.listdir(path) if RANK.fullmatch(name) and (path / name).is_dir())
+    listed = (snapshot or Snapshot()).list(path)
+    return [name for name, item in listed.items() if RANK.fullmatch(name) and item.kind == "directory"]
 
 
 # --- Finding the files -----------------------------------------------------------------------------------------
 
 
-def _find(path: Path) -> _Found | None:
+def _find(path: Path, snapshot: Snapshot) -> _Found | None:
     """What kind of checkpoint a directory is, if it is one."""
-    names = sorted(os.listdir(path))
+    names = snapshot.names(path)
     if "CKPT.yaml" in names:
-        row = layout_row("speechbrain")
-        files = {name: name for name in names if name.endswith(".ckpt") and not matches(name, row.state)}
-        return _Found("speechbrain", files, path, ("*",), row.state) if files else None
-    ranks = _ranks(path)
+        state = layout_row("speechbrain").state
+        files = {name: name for name in names if name.endswith(".ckpt") and not matches(name, state)}
+        return _Found("speechbrain", files, path) if files else None
+    ranks = _ranks(path, snapshot)
     if ranks is not None:
         return ranks
     for folder in ("", "checkpoint"):
-        found = _states(path, folder)
+        found = _states(path, folder, snapshot)
         if found is not None:
             return found
     if "model" in names:
-        shards = sorted(place.relative_to(path).as_posix() for place in path.glob("model/pp_*/tp_*/sdp_*.pt"))
+        shards = _fairseq2(path, snapshot)
         if shards:
-            row = layout_row("fairseq2")
-            return _Found("fairseq2", {name: name for name in shards}, path, row.auxiliary, row.state)
+            return _Found("fairseq2", {name: name for name in shards}, path)
     groups = {match["stem"]: name for name in names if (match := _GROUP.fullmatch(name)) and int(match["number"]) == 0}
     if len(groups) == 1 and all(fnmatchcase(name, f"{next(iter(groups))}*") for name in names):
-        group = _group_of(path / next(iter(groups.values())))
+        group = _group_of(path / next(iter(groups.values())), snapshot)
         if group is not None:
             return _Found(group.kind, group.files, path)
     alone = [name for name in _ALONE if name in names]
     if alone and not any(name.endswith((".safetensors", ".index.json")) for name in names):
-        row = layout_row("olmo")
-        # An unpacked .nemo archive: its configuration and tokenizers have names of all kinds.
-        carry = ("*",) if alone[0] == "model_weights.ckpt" else (*row.auxiliary, *_LONE_CARRY)
-        return _Found("", {"": alone[0]}, path, carry, row.state)
+        return _Found("one file", {"": alone[0]}, path)
     return None
 
 
-def _ranks(path: Path) -> _Found | None:
+def _fairseq2(path: Path, snapshot: Snapshot) -> list[str]:
+    """``model/pp_*/tp_*/sdp_*.pt``."""
+    found = ["model"]
+    for pattern in ("pp_*", "tp_*", "sdp_*.pt"):
+        found = [
+            f"{folder}/{name}"
+            for folder in found
+            if snapshot.is_dir(path / folder)
+            for name in snapshot.names(path / folder)
+            if fnmatchcase(name, pattern)
+        ]
+    return found
+
+
+def _ranks(path: Path, snapshot: Snapshot) -> _Found | None:
     """One folder a rank, one file in each: Megatron's classic format, and NeMo's with model parallelism."""
-    folders = rank_folders(path)
+    folders = rank_folders(path, snapshot)
     if not folders:
         return None
-    row = layout_row("megatron")
-    inside = [
-        {name for name in os.listdir(path / folder) if name.endswith((".pt", ".ckpt")) and not matches(name, row.state)}
+    state = layout_row("megatron").state
+    everywhere = {
+        name
         for folder in folders
-    ]
-    everywhere = set.union(*inside)
+        for name in snapshot.names(path / folder)
+        if name.endswith((".pt", ".ckpt")) and not matches(name, state)
+    }
     known = [name for name in _RANK_FILES if name in everywhere]
     if not known and len(everywhere) != 1:
         return None  # a model directory with many checkpoints, or of another kind
     name = known[0] if known else everywhere.pop()
-    files = {folder: f"{folder}/{name}" for folder in folders}
-    carry = ("*.yaml", "*.model", "*.json", "vocab*", "merges*")
-    return _Found("megatron", files, path, carry, row.state, ("", *folders))
+    return _Found("megatron", {folder: f"{folder}/{name}" for folder in folders}, path)
 
 
-def _states(path: Path, folder: str) -> _Found | None:
+def _states(path: Path, folder: str, snapshot: Snapshot) -> _Found | None:
     """DeepSpeed's files, and gpt-neox's one for each layer."""
-    if not (path / folder).is_dir():
+    if not snapshot.is_dir(path / folder):
         return None
-    names = sorted(os.listdir(path / folder))
+    names = snapshot.names(path / folder)
     states = [name for name in names if _STATES.fullmatch(name)]
     if not states or any(fnmatchcase(name, "zero_pp_rank_*_model_states.pt") for name in names):
-        return None  # of ZeRO-3: `zero_shards` reads it, or says why not
-    row = layout_row("deepspeed")
-    folders = [folder, *(name for name in ("configs",) if (path / name).is_dir())]
-    inner = {name: f"{folder}/{name}" if folder else name for name in states}
-    return _Found("deepspeed", inner, path, ("*.yml", "*.yaml", "config.json", "meta.pt"), row.state, tuple(folders))
+        return None  # of ZeRO-3: `zero` reads it, or says why not
+    return _Found("deepspeed", {name: f"{folder}/{name}" if folder else name for name in states}, path)
 
 
-def _group_of(path: Path) -> _Found | None:
-    """The files beside each other, or in the folders of the ranks, of which this one is the first."""
+def _group_of(path: Path, snapshot: Snapshot) -> _Found | None:
+    """The files next to each other, or in the folders of the ranks, of which this one is the first."""
     match = _GROUP.fullmatch(path.name)
     if match is not None and int(match["number"]) == 0:
         found = {}
-        for name in os.listdir(path.parent):
+        for name in snapshot.names(path.parent):
             other = _GROUP.fullmatch(name)
             if other is not None and other["stem"] == match["stem"] and _mark(other["label"]) == _mark(match["label"]):
                 found[int(other["number"])] = other
@@ -173,8 +171,8 @@ def _group_of(path: Path) -> _Found | None:
                 files[f"shard{missing}"] = f"{match['stem']}{_mark(match['label'])}{missing}.pt"
             return _Found("fairseq", files, path.with_name(match["stem"]))
     if RANK.fullmatch(path.parent.name):
-        ranks = rank_folders(path.parent.parent)
-        others = [rank for rank in ranks[1:] if (path.parent.parent / rank / path.name).is_file()]
+        ranks = rank_folders(path.parent.parent, snapshot)
+        others = [rank for rank in ranks[1:] if snapshot.is_file(path.parent.parent / rank / path.name)]
         if others and ranks[0] == path.parent.name:
             stem = path.name.removesuffix(".ckpt").removesuffix(".pt")
             return _Found("nemo", {rank: f"{rank}/{path.name}" for rank in ranks}, path.parent.parent / stem)
@@ -188,11 +186,11 @@ def _mark(label: str) -> str:
 # --- Reading ---------------------------------------------------------------------------------------------------
 
 
-def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:  # noqa: ARG001
+def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:
     """Open all the files of a checkpoint. No weight is read.
 
     Args:
-        path: The directory; or the first of several files beside each other.
+        path: The directory; or the first of several files next to each other.
         section: Where the weights are inside each file, where they are not found by themselves; "fp32" for the masters
             of DeepSpeed's ZeRO, which are in the files of its optimizer.
         snapshot: The operation's view of the storage; None: a new one.
@@ -201,42 +199,39 @@ def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = 
         UnreadableError: A file is missing or broken, or the files are of different steps.
         UnsupportedError: None of the files holds weights.
     """
-    if section == zero_shards.SECTION and zero_shards.has_masters(path):
-        return zero_shards.read(path, section=section)
-    found = _find(path) if path.is_dir() else _group_of(path)
+    snapshot = snapshot or Snapshot()
+    if section == zero.SECTION and zero.has_masters(path, snapshot):
+        return zero.read(path, section=section, snapshot=snapshot)
+    is_directory = snapshot.is_dir(path)
+    found = _find(path, snapshot) if is_directory else _group_of(path, snapshot)
     if found is None:
-        raise UnreadableError(f"{path}: the files of a checkpoint were here, and are gone", path=path)
-    if section == zero_shards.SECTION and found.kind == "deepspeed":
-        raise zero_shards.no_masters(path)
-    base = path if path.is_dir() else found.path.parent
+        raise UnreadableError(f"{path}: the weights are gone", path=path, hint="Is the run still writing?")
+    if section == zero.SECTION and found.kind == "deepspeed":
+        raise zero.no_masters(path)
+    base = path if is_directory else found.path.parent
     parts: list[Part] = []
     copied: list[str] = []
-    notes: list[str] = []
     for label, name in found.files.items():
-        checkpoint = _open(base / name, found, section)
+        checkpoint = _open(base / name, found, snapshot, section)
         if checkpoint is None:
             copied.append(name)
         else:
             parts.append(Part(name, checkpoint, prefix=f"{label}:" if label and len(found.files) > 1 else ""))
     if not parts:
-        raise UnsupportedError(f"{path}: none of its files holds weights ({', '.join(copied[:5])})", path=path)
+        raise UnsupportedError(f"{path}: none of its files holds weights ({first_names(copied)})", path=path)
     whole = collect(path, parts)
     if len(set(whole.steps)) > 1:
         raise UnreadableError(
             f"{path}: its files are of different steps: {', '.join(map(str, sorted(set(whole.steps))))}",
             path=path,
-            hint="The run may have been interrupted while it was saving, or files of two checkpoints were mixed up.",
+            hint=f"The run may have been interrupted while it was saving. {MIXED_UP}",
         )
-    companions = [Companion(name, base / name, (base / name).stat().st_size) for name in copied]
-    if path.is_dir():
-        taken = set(found.files.values())
-        more, left_out = companions_of(path, found.carry, found.never, taken, found.folders)
-        companions += more
-        if left_out:
-            notes.append(f"left out: {', '.join(left_out)}")
-    notes += _told(found, parts, copied, companions)
+    around = auxiliary_of(path, snapshot, found.files.values()) if is_directory else Auxiliary()
+    sizes = {name: item.nbytes for name in copied if (item := snapshot.item(base / name)) is not None}
+    auxiliary = (*(AuxiliaryFile(name, base / name, nbytes) for name, nbytes in sizes.items()), *around.files)
     inner = {state: None for part in parts for state in part.checkpoint.state}
-    outer = {each.name: None for each in companions if each.is_state}
+    outer = {file.name: None for file in around.files if file.is_state}
+    notes = _notes(found, parts, copied, outer)
     return Checkpoint(
         path=found.path,
         format=NAME,
@@ -248,19 +243,20 @@ def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = 
         provenance=whole.provenance,
         files=whole.files,
         state=(*inner, *outer),
-        configurations=configurations(base) if path.is_dir() else {},
+        configurations=configurations(base, snapshot) if is_directory else {},
+        left_out=around.left_out,
         notes=tuple(dict.fromkeys([*notes, *(note for part in parts for note in part.checkpoint.notes)])),
-        container=Directory(tuple(parts), tuple(companions), found.kind),
+        container=Directory(tuple(parts), auxiliary),
     )
 
 
-def _open(path: Path, found: _Found, section: str | None) -> Checkpoint | None:
+def _open(path: Path, found: _Found, snapshot: Snapshot, section: str | None) -> Checkpoint | None:
     """One of the files; None for one without weights of a model, where the kind of checkpoint has such files."""
     try:
-        checkpoint = open_part(path, section)
+        checkpoint = open_part(path, snapshot, section)
     except UsageError:
         if found.kind == "megatron" and section is None:
-            return _open_virtual(path)
+            return _open_virtual(path, snapshot)
         if found.kind == "speechbrain" and section is None:
             return None
         raise
@@ -274,19 +270,19 @@ def _open(path: Path, found: _Found, section: str | None) -> Checkpoint | None:
     return checkpoint
 
 
-def _open_virtual(path: Path) -> Checkpoint:
+def _open_virtual(path: Path, snapshot: Snapshot) -> Checkpoint:
     """A file of Megatron's virtual pipeline: the model in several pieces, `model0`, `model1`, ..."""
-    section, checkpoint = "model0", open_part(path, "model0")
+    section, checkpoint = "model0", open_part(path, snapshot, "model0")
     for number in count(1):
         section = f"{section}+model{number}"
         try:
-            checkpoint = open_part(path, section)
+            checkpoint = open_part(path, snapshot, section)
         except UsageError:
             break
     return checkpoint
 
 
-def _told(found: _Found, parts: Sequence[Part], copied: Sequence[str], companions: Sequence[Companion]) -> list[str]:
+def _notes(found: _Found, parts: Sequence[Part], copied: Sequence[str], state: Collection[str]) -> list[str]:
     """What a user should know about this kind of checkpoint."""
     notes = []
     if len(parts) > 1:
@@ -294,11 +290,14 @@ def _told(found: _Found, parts: Sequence[Part], copied: Sequence[str], companion
         notes.append(f"averaged file by file into the same layout: {names[0]} to {names[-1]} ({len(names)} files)")
     if copied:
         notes.append(f"not a model's weights, copied from the newest: {', '.join(copied)}")
-    if found.kind == "deepspeed" and any("zero_pp_rank" in each.name for each in companions):
+    if found.kind == "deepspeed" and any("zero_pp_rank" in name for name in state):
         dtypes = sorted({str(spec.dtype) for part in parts for spec in part.checkpoint.weights.values()})
+        masters = parameter("section", zero.SECTION)
         notes.append(
-            f"averaged are the weights that DeepSpeed trains with ({', '.join(dtypes)}), not the float32 masters of its"
-            f" optimizer; --section {zero_shards.SECTION} averages those"
+            Message(
+                f"averaged are the weights that DeepSpeed trains with ({', '.join(dtypes)}), not the float32 masters of"
+                f" its optimizer; {masters} averages those"
+            )
         )
     return notes
 
@@ -307,7 +306,7 @@ def _told(found: _Found, parts: Sequence[Part], copied: Sequence[str], companion
 
 
 def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
-    """Lay every file out as its own in the newest member, and copy what goes along.
+    """Lay every file out as its own in the newest member, and copy the auxiliary files.
 
     Raises:
         UnsupportedError: There is no such member to follow.
@@ -315,11 +314,10 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
     template = artifact.template
     if template is None or template.format != NAME:
         raise UnsupportedError(
-            "a checkpoint in several files is only written in the layout of an input",
-            hint="Write a single file, with -o NAME.safetensors.",
+            "a checkpoint in several files is only written in the layout of an input", hint=SINGLE_FILE
         )
     directory: Directory = template.container
-    copied = companion_files(directory, artifact)
+    copied = copied_files(directory, artifact)
     artifact = with_copied(artifact, copied)
     files = [
         lay_out_part(artifact, part.name, part.checkpoint.format, part.checkpoint, share)

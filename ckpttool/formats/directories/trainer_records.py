@@ -1,4 +1,4 @@
-"""What Hugging Face's trainer and models say beside the weights: step, metrics, element type."""
+"""What Hugging Face's trainer and models record next to the weights: step, metrics, configuration, element type."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from ckpttool.errors import CkpttoolError
 from ckpttool.formats.directories.common import load_json
+from ckpttool.reading.snapshot import Snapshot
 
 __all__ = ["TRAINER_STATE", "configurations", "stated_dtype", "trainer_state"]
 
@@ -16,13 +17,13 @@ TRAINER_STATE = "trainer_state.json"
 _CONFIGURATIONS = ("config.json", "adapter_config.json", "params.json")
 
 
-def trainer_state(path: Path, notes: list[str]) -> tuple[int | None, dict[str, Any]]:
-    """The step, and the plain values, of the trainer's record."""
+def trainer_state(path: Path, snapshot: Snapshot, notes: list[str]) -> tuple[int | None, dict[str, Any]]:
+    """The step, and the plain values, of the trainer's record in a directory."""
     place = path / TRAINER_STATE
-    if not place.is_file():
+    if not snapshot.is_file(place):
         return None, {}
     try:
-        content = load_json(place)
+        content = load_json(place, snapshot)
     except CkpttoolError:
         notes.append(f"{TRAINER_STATE} cannot be read")
         return None, {}
@@ -33,17 +34,17 @@ def trainer_state(path: Path, notes: list[str]) -> tuple[int | None, dict[str, A
     return step if type(step) is int and step >= 0 else None, plain
 
 
-def configurations(path: Path, folders: Iterable[str] = ("",)) -> dict[str, dict[str, Any]]:
+def configurations(path: Path, snapshot: Snapshot, folders: Iterable[str] = ("",)) -> dict[str, dict[str, Any]]:
     """The model's configurations in a directory, and in folders of it; see `Checkpoint.configurations`.
 
-    What cannot be read, or is no JSON object, is not among them.
+    What cannot be read, or is not a JSON object, is not among them.
     """
     found = {}
     for folder in folders:
         for name in _CONFIGURATIONS:
             place = path / folder / name
             with suppress(CkpttoolError):
-                content = load_json(place) if place.is_file() else None
+                content = load_json(place, snapshot) if snapshot.is_file(place) else None
                 if isinstance(content, dict):
                     found[f"{folder}/{name}" if folder else name] = content
     return found

@@ -8,7 +8,6 @@ The output has them in one piece, under the names that DeepSpeed's zero_to_fp32.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,44 +16,36 @@ from pathlib import Path
 
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats.description import Implementation
+from ckpttool.formats.directories.auxiliary import auxiliary_of
 from ckpttool.formats.directories.common import (
-    Companion,
+    INTERRUPTED,
+    MIXED_UP,
+    SINGLE_FILE,
     Directory,
-    companion_files,
-    companions_of,
-    layout_row,
+    copied_files,
     subfolders,
     with_copied,
 )
-from ckpttool.formats.directories.huggingface_writer import Family, is_weights, split
+from ckpttool.formats.directories.huggingface_writer import ModelFiles, is_weights, split
 from ckpttool.formats.directories.trainer_records import TRAINER_STATE, configurations, stated_dtype, trainer_state
-from ckpttool.formats.directories.zero_partitions import (
+from ckpttool.formats.directories.zero_files import (
     CONVERT,
     ModelStates,
     Partitions,
-    frozen,
-    masters,
     read_model_states,
     read_partitions,
 )
+from ckpttool.formats.directories.zero_partitions import frozen, masters
 from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import Artifact, Checkpoint, OutputFile, TensorSpec
+from ckpttool.text import Message, first_names, parameter
 
-__all__ = [
-    "IMPLEMENTATION",
-    "NAME",
-    "SECTION",
-    "has_masters",
-    "lay_out",
-    "no_masters",
-    "read",
-    "recognise",
-]
+__all__ = ["IMPLEMENTATION", "NAME", "SECTION", "has_masters", "lay_out", "no_masters", "read", "recognise"]
 
 NAME = "zero"
 
 SECTION = "fp32"
-"""What asks for the masters where there are other weights too."""
+"""The section that asks for the masters where there are other weights too."""
 
 _OPTIMIZER = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(?P<rank>\d+)_mp_rank_(?P<part>\d+)(?:_\d+)*_optim_states\.pt")
 _MODEL = re.compile(r"(?:zero_pp_rank_(?P<rank>\d+)_)?mp_rank_(?P<part>\d+)(?:_\d+)*_model_states\.pt")
@@ -67,44 +58,41 @@ _PLACEHOLDERS = re.compile(r"zero_pp_rank_\d+_mp_rank_.*_model_states\.pt")
 _LATEST = "latest"
 _FOLDERS = ("checkpoint", "pytorch_model")
 """What Lightning and accelerate call the directory."""
-_MAX_LATEST = 1 << 12
-
-_INTERRUPTED = "The run may have been interrupted while it was saving, or a copy was not finished."
-
+_MAX_LATEST_BYTES = 1 << 12
 
 # --- Finding the files -----------------------------------------------------------------------------------------
 
 
-def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # noqa: ARG001  # the same question to all formats
+def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:
     """Whether a directory has weights in ZeRO's partitions and nowhere else.
 
-    One of the files is recognised as well, so that `read` can say that it is no checkpoint: with ZeRO-3 a model's file
-    has tensors of all names, and nothing in them.
+    One of the files is recognised as well, so that `read` can say that it is not a checkpoint: with ZeRO-3 a model's
+    file has tensors of all names, and nothing in them.
     """
-    if head or not path.is_dir():
+    if head or not snapshot.is_dir(path):
         return _is_tag([path.name])
-    names = os.listdir(path)
+    names = snapshot.names(path)
     if any(map(_PLACEHOLDERS.fullmatch, names)):
         return True
     if any(map(is_weights, names)) or any(map(_MODEL.fullmatch, names)):
         return False
     # Without the files that have the names, too: `read` says that they are missing.
     left_by_trainer = TRAINER_STATE in names and any(name.startswith("global_step") for name in names)
-    return _is_tag(names) or bool(_tags(path)) or left_by_trainer
+    return _is_tag(names) or bool(_tags(path, snapshot)) or left_by_trainer
 
 
-def has_masters(path: Path) -> bool:
-    """Whether a directory has ZeRO's partitions, beside whatever else."""
-    return path.is_dir() and (_is_tag(os.listdir(path)) or bool(_tags(path)))
+def has_masters(path: Path, snapshot: Snapshot) -> bool:
+    """Whether a directory has ZeRO's partitions, next to whatever else."""
+    return snapshot.is_dir(path) and (_is_tag(snapshot.names(path)) or bool(_tags(path, snapshot)))
 
 
 def no_masters(path: Path) -> UsageError:
     """The error for masters that are asked for where there are other weights only."""
     return UsageError(
-        f"{path}: no float32 masters of DeepSpeed's ZeRO beside the weights",
+        f"{path}: no float32 masters of DeepSpeed's ZeRO next to the weights",
         path=path,
-        hint="They are in the files *_optim_states.pt, which may have been deleted. Leave --section out to average the"
-        " weights.",
+        hint=f"They are in the files *_optim_states.pt, which may have been deleted. Without {parameter('section')} the"
+        " weights are averaged.",
     )
 
 
@@ -112,20 +100,20 @@ def _is_tag(names: Iterable[str]) -> bool:
     return any(_OPTIMIZER.fullmatch(name) or _PLACEHOLDERS.fullmatch(name) for name in names)
 
 
-def _tags(path: Path) -> list[str]:
+def _tags(path: Path, snapshot: Snapshot) -> list[str]:
     """The directories in it that DeepSpeed has written."""
     return [
         name
-        for name, inside in subfolders(path).items()
+        for name, inside in subfolders(path, snapshot).items()
         if (name in _FOLDERS or name.startswith("global_step")) and _is_tag(inside)
     ]
 
 
-def _tag(path: Path) -> Path:
+def _tag(path: Path, snapshot: Snapshot) -> Path:
     """The directory with the files: this one, or the one in it that ``latest`` names."""
-    if _is_tag(os.listdir(path)):
+    if _is_tag(snapshot.names(path)):
         return path
-    tags = _tags(path)
+    tags = _tags(path, snapshot)
     if not tags:
         raise UnsupportedError(
             f"{path}: no weights of the model in it, and no partitions of DeepSpeed's ZeRO",
@@ -136,21 +124,20 @@ def _tag(path: Path) -> Path:
         return path / tags[0]
     latest = path / _LATEST
     said = ""
-    if latest.is_file() and latest.stat().st_size <= _MAX_LATEST:
-        said = latest.read_text(encoding="utf-8", errors="replace").strip()
+    if snapshot.is_file(latest):
+        said = snapshot.read(latest, _MAX_LATEST_BYTES).decode("utf-8", "replace").strip()
     if said in tags:
         return path / said
     raise UsageError(
-        f"{path}: {len(tags)} checkpoints in it, {', '.join(tags[:5])}, and no file {_LATEST} says which is meant",
+        f"{path}: {len(tags)} checkpoints in it, {first_names(tags)}, and no file {_LATEST} says which is meant",
         path=path,
         hint=f"Name the one that is meant, for instance {path / tags[-1]}.",
     )
 
 
-def _files(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
+def _files(folder: Path, snapshot: Snapshot) -> tuple[dict[int, Path], dict[int, Path]]:
     """The files of the optimizer and of the model, by rank. Of stages 1 and 2 the model has one."""
-    names = sorted(os.listdir(folder))
-    if any((folder / name).is_dir() and name == "zero" for name in names):
+    if snapshot.is_dir(folder / "zero"):
         raise UnsupportedError(
             f"{folder}: a universal checkpoint of DeepSpeed, with a folder for each parameter",
             path=folder,
@@ -158,7 +145,7 @@ def _files(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
         )
     optimizer: dict[int, Path] = {}
     model: dict[int, Path] = {}
-    for name in names:
+    for name in snapshot.names(folder):
         if _EXPERT.fullmatch(name):
             raise UnsupportedError(
                 f"{folder}: a mixture of experts ({name}), whose experts are partitioned apart from the rest",
@@ -189,7 +176,7 @@ def _files(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
 # --- Reading ---------------------------------------------------------------------------------------------------
 
 
-def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:  # noqa: ARG001
+def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:
     """Open the files of all ranks, and find each parameter's elements in them. No weight is read.
 
     Args:
@@ -206,26 +193,34 @@ def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = 
         raise UsageError(
             f"{path}: there is no section {section!r}: ZeRO's partitions hold one set of weights",
             path=path,
-            hint="Leave --section out.",
+            hint=f"Call it without {parameter('section')}.",
         )
-    if not path.is_dir():
+    snapshot = snapshot or Snapshot()
+    if not snapshot.is_dir(path):
         raise UnsupportedError(
             f"{path}: one rank's file of DeepSpeed's ZeRO, a piece of a checkpoint that is a directory",
             path=path,
             hint=f"Name the directory: {path.parent}",
         )
-    folder = _tag(path)
-    optimizer, model = _files(folder)
+    folder = _tag(path, snapshot)
+    optimizer, model = _files(folder, snapshot)
     partitions = _open_partitions(folder, optimizer)
     models = _open_models(folder, model, partitions[0])
     weights = _weights(models, partitions)
-    notes = _told(partitions[0], weights)
-    step, values = trainer_state(path, notes)
-    configured = configurations(path)
+    notes = _notes(partitions[0], weights)
+    step, values = trainer_state(path, snapshot, notes)
+    configured = configurations(path, snapshot)
     values = {**models[0].values, **values, **stated_dtype(configured.get("config.json", {}))}
     stated = values.get("config.dtype", "float32")
     if stated != "float32":
-        notes.append(f"config.json states {stated}, by which transformers loads; --dtype {stated} writes as it states")
+        written = parameter("dtype", stated)
+        notes.append(
+            Message(f"config.json states {stated}, by which transformers loads; {written} writes as it states")
+        )
+    files = (*(each.path for each in models), *(each.path for each in partitions))
+    taken = [file.name for file in files] if folder == path else [folder.name]
+    auxiliary = auxiliary_of(path, snapshot, taken)
+    copied = tuple(file for file in auxiliary.files if not file.is_state)
     return Checkpoint(
         path=path,
         format=NAME,
@@ -233,14 +228,15 @@ def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = 
         section=section or "",
         step=step if step is not None else models[0].step,
         values=values,
-        files=(*(each.path for each in models), *(each.path for each in partitions)),
+        files=files,
         configurations=configured,
+        left_out=auxiliary.left_out,
         notes=tuple(notes),
-        container=_container(path, weights),
+        container=Directory((), copied, _output(path, snapshot, weights)),
     )
 
 
-def _told(partitions: Partitions, weights: Mapping[str, TensorSpec]) -> list[str]:
+def _notes(partitions: Partitions, weights: Mapping[str, TensorSpec]) -> list[str]:
     """What is averaged, and what has no masters."""
     kinds = {flat.dtype.name for flat in partitions.flat} or {"float32"}
     where = f"in the files of the optimizer (DeepSpeed ZeRO-{partitions.stage})"
@@ -259,7 +255,7 @@ def _open_partitions(folder: Path, files: Mapping[int, Path]) -> list[Partitions
         raise UnreadableError(
             f"{folder}: the files *_optim_states.pt are missing, in which ZeRO keeps the weights",
             path=folder,
-            hint=_INTERRUPTED,
+            hint=INTERRUPTED,
         )
     first = read_partitions(files[min(files)])
     missing = first.ranks - sum(rank < first.ranks for rank in files)
@@ -267,7 +263,7 @@ def _open_partitions(folder: Path, files: Mapping[int, Path]) -> list[Partitions
         rank = next(rank for rank in count() if rank not in files)
         name = re.sub(r"zero_pp_rank_\d+", f"zero_pp_rank_{rank}", first.path.name)
         more = f", and those of {missing - 1} more of its {first.ranks} ranks" if missing > 1 else ""
-        raise UnreadableError(f"{folder}: {name} is missing{more}", path=folder / name, hint=_INTERRUPTED)
+        raise UnreadableError(f"{folder}: {name} is missing{more}", path=folder / name, hint=INTERRUPTED)
     if len(files) > first.ranks:
         raise UnreadableError(
             f"{folder}: {files[max(files)].name} is one too many: {first.path.name} is of {first.ranks} ranks",
@@ -281,7 +277,7 @@ def _open_partitions(folder: Path, files: Mapping[int, Path]) -> list[Partitions
                 f"{each.path}: of ZeRO-{each.stage} with {each.ranks} ranks, and {first.path.name} is of"
                 f" ZeRO-{first.stage} with {first.ranks}",
                 path=each.path,
-                hint="Files of two checkpoints were mixed up.",
+                hint=MIXED_UP,
             )
     return found
 
@@ -297,7 +293,7 @@ def _open_models(folder: Path, files: Mapping[int, Path], partitions: Partitions
     if first is None or (missing and first.frozen):
         name = "mp_rank_00_model_states.pt"
         name = f"zero_pp_rank_{missing[0]}_{name}" if partitions.stage == 3 else name
-        raise UnreadableError(f"{folder}: {name} is missing", path=folder / name, hint=_INTERRUPTED)
+        raise UnreadableError(f"{folder}: {name} is missing", path=folder / name, hint=INTERRUPTED)
     found = [first, *(read_model_states(files[rank]) for rank in ranks[1:] if rank in files)]
     odd = next((each for each in found if each.step != first.step), None)
     if odd is not None:
@@ -305,7 +301,7 @@ def _open_models(folder: Path, files: Mapping[int, Path], partitions: Partitions
             f"{folder}: its files are of different steps: {first.path.name} of {first.step}, {odd.path.name} of"
             f" {odd.step}",
             path=folder,
-            hint="The run may have been interrupted while it was saving, or files of two checkpoints were mixed up.",
+            hint=f"The run may have been interrupted while it was saving. {MIXED_UP}",
         )
     return found
 
@@ -345,24 +341,20 @@ def _check_shapes(model: ModelStates, found: Mapping[str, TensorSpec]) -> None:
             )
 
 
-def _container(path: Path, weights: Mapping[str, TensorSpec]) -> Directory:
+def _output(path: Path, snapshot: Snapshot, weights: Mapping[str, TensorSpec]) -> ModelFiles:
     """What is written: as transformers saves a model where this is one of its directories, else as zero_to_fp32.py."""
-    names = os.listdir(path)
-    companions: list[Companion] = []
-    is_trainers = TRAINER_STATE in names or "config.json" in names
-    if is_trainers:
-        row = layout_row("huggingface")
-        companions, _ = companions_of(path, row.auxiliary, row.state, [name for name in names if is_weights(name)])
+    names = snapshot.names(path)
     in_c_order = all(spec.strides is None or not spec.is_dense for spec in weights.values())
-    family = Family("", "model", "safetensors") if is_trainers and in_c_order else Family("", "pytorch_model", "bin")
-    return Directory((), tuple(each for each in companions if not each.is_state), family)
+    if in_c_order and (TRAINER_STATE in names or "config.json" in names):
+        return ModelFiles("", "model", "safetensors")
+    return ModelFiles("", "pytorch_model", "bin")
 
 
 # --- Laying out ------------------------------------------------------------------------------------------------
 
 
 def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
-    """Lay a directory out: the weights in one file, or in shards with an index, and what goes along with them.
+    """Lay a directory out: the weights in one file, or in shards with an index, and the auxiliary files.
 
     Raises:
         UnsupportedError: There is no such member to follow.
@@ -370,23 +362,20 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
     """
     template = artifact.template
     if template is None or template.format != NAME:
-        raise UnsupportedError(
-            "partitions of DeepSpeed's ZeRO are read, and not written",
-            hint="Write a single file, with -o NAME.safetensors.",
-        )
+        raise UnsupportedError("partitions of DeepSpeed's ZeRO are read, and not written", hint=SINGLE_FILE)
     if artifact.keep_state:
         raise UsageError(
             f"{template.path}: its training state cannot be kept: ZeRO has the weights from before averaging in it",
             path=template.path,
-            hint="Leave --keep-state out, and begin with a new optimizer from the average.",
+            hint=f"Call it without {parameter('keep_state')}, and begin with a new optimizer from the average.",
         )
     directory: Directory = template.container
-    family: Family = directory.extra
-    copied = companion_files(directory, artifact)
+    model: ModelFiles = directory.extra
+    copied = copied_files(directory, artifact)
     artifact = replace(with_copied(artifact, copied), template=None, drop=())
     names = {identity: identity for identity in artifact.tensors}
     return (
-        *split(artifact, family, "safetensors" if family.suffix == "safetensors" else "torch", None, names),
+        *split(artifact, model, "safetensors" if model.suffix == "safetensors" else "torch", None, names),
         *copied,
     )
 
