@@ -263,9 +263,8 @@ class Checkpoint:
     def __repr__(self) -> str:
         step = "" if self.step is None else f", step {self.step}"
         copies = f", copies at {first_names(self.copies, 2)}" if self.copies else ""
-        return (
-            f"<{type(self).__name__} {ending(self.path)}: {self.format}, {len(self.weights):,} tensors{step}{copies}>"
-        )
+        tensors = f"{len(self.weights):,} tensor" + ("" if len(self.weights) == 1 else "s")
+        return f"<{type(self).__name__} {ending(self.path)}: {self.format}, {tensors}{step}{copies}>"
 
     def tensors(self) -> dict[TensorId, TensorSpec]:
         """Weights and copies together, by (section, name)."""

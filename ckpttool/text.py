@@ -14,10 +14,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ckpttool.tensors import TensorId
 
 __all__ = ["Message", "as_keyword", "ending", "first_names", "parameter", "render", "tensor_label"]
 
@@ -91,6 +87,6 @@ def ending(text: object, most: int = 80) -> str:
     return whole if len(whole) <= most else f"...{whole[3 - most :]}"
 
 
-def tensor_label(name: TensorId) -> str:
+def tensor_label(name: tuple[str, str]) -> str:
     """A tensor's name as people read it: ``weight``, or ``weight (ema)`` for a stored copy."""
     return name[1] if not name[0] else f"{name[1]} ({name[0]})"

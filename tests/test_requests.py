@@ -80,6 +80,17 @@ def test_a_mistake_is_answered_with_what_to_type(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_an_optimizer_is_called_one(directory: Path, run: Run, tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(2)).sum().backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    ran = run("average", "optimizer.pt", "run/model_100.pt", "-o", "x.pt")
+    assert ran.exit_code == 6
+    assert "optimizer.pt: the state of an optimizer, and no weights" in ran.stderr
+
+
 def test_a_file_that_is_called_like_a_pattern_is_read(directory: Path, run: Run, tmp_path: Path) -> None:
     for index, name in enumerate(("a[1].pt", "a[2].pt")):
         torch.save({"w": torch.tensor([float(index)])}, tmp_path / name)

@@ -1,4 +1,4 @@
-"""What is printed, and where: the answer on stdout, the conversation on stderr. The only user of rich.
+"""What is printed, and where: the answer on stdout, diagnostics on stderr. The only user of rich.
 
 On a terminal: tables with lines, colour, a progress bar. Anywhere else: plain text, one record a line, no colour,
 no animation, nothing cut off. `NO_COLOR`, `FORCE_COLOR` and `TERM=dumb` are honoured (by rich).
@@ -53,7 +53,7 @@ class Output:
     """The sink of a command. A command says what; this says how and where.
 
     Attributes:
-        quiet: Keep the conversation to warnings and errors.
+        quiet: Print no diagnostics but warnings and errors.
         verbose: Say more.
     """
 

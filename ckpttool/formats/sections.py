@@ -248,6 +248,12 @@ def _found(tree: Mapping[Any, Any], source: str, state: tuple[StatePart, ...]) -
     if len(candidates) == 1:
         return (candidates[0],)
     if not candidates:
+        if {"state", "param_groups"} <= {key for key, _ in children(tree)}:
+            raise UnsupportedError(
+                f"{source}: the state of an optimizer, and no weights",
+                path=source,
+                hint="The weights are in another file of the same checkpoint: name that, or their directory.",
+            )
         raise UnsupportedError(
             f"{source}: no weights in it{_pickled_objects(tree)}",
             path=source,

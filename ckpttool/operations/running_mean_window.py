@@ -162,7 +162,7 @@ def make_window_plan(found: Discovery, output: str, policy: Policy = Policy()) -
     """Plan the mean over the window from the first selected checkpoint to the last. No weight is read.
 
     The output is the newest's container with the mean for its weights, in their own types; the running mean itself
-    and the training state are left out, since both would be wrong beside it.
+    and the training state are left out, since both would be wrong next to it.
 
     Args:
         found: The selected checkpoints; see `find_window`.
