@@ -19,6 +19,10 @@ import contextlib, signal, sys, time
 from ckpttool.cli import main
 from ckpttool.cli._output import Output
 
+# A shell lets the jobs in its background, and nohup its job, ignore some of these.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 {before}
 
 @contextlib.contextmanager
