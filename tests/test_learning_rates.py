@@ -405,6 +405,27 @@ def test_a_missing_configuration_is_exit_6(run, tmp_path):
         ct.learning_rates(config="missing.yml")
 
 
+# --- pictures of landmarks ---
+
+
+def test_landmarks_alone_are_marked_in_a_picture_of_the_whole_curve(tmp_path):
+    rates = ct.learning_rates(**NOAM_CALL, steps="@peak", max_step=5000)
+    assert [row.step for row in rates] == [799, 800]
+    picture = rates.picture(50)
+    assert (picture.first, picture.last) == (1, 5000)
+    assert [line.marked for line in picture.lines] == [(((800, SCHEDULE(799)), "peak"),)]
+    assert ct.learning_rates(**NOAM_CALL, steps="@peak,1:900").picture(50).lines[0].marked == ()
+    pytest.importorskip("matplotlib")
+    rates.save(tmp_path / "a.svg")
+    assert ">peak<" in (tmp_path / "a.svg").read_text()
+
+
+def test_a_terminal_shows_the_whole_curve_for_a_landmark(run):
+    ran = run("lr-plot-table", *NOAM, "--steps", "@peak", "--semantics", "applied", "--plot")
+    assert ran.exit_code == 0
+    assert "100k" in ran.stderr
+
+
 # --- logs of other kinds ---
 
 

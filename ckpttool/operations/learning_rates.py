@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ from ckpttool.schedules.family import Dtype, ScheduleSpec, Semantics
 from ckpttool.schedules.kinds import Value, Values
 from ckpttool.schedules.landmarks import Landmark, landmarks
 from ckpttool.schedules.log_match import Fit, Verdict, compare_log, fit_noam
-from ckpttool.schedules.marks import ChosenRows, caption, choose_rows
+from ckpttool.schedules.marks import ChosenRows, caption, choose_rows, marked_rows
 from ckpttool.schedules.picture import Picture, make_picture
 from ckpttool.schedules.request import Curve, Request, make_request, title
 from ckpttool.schedules.table import SUFFIXES, Rows, render
@@ -196,8 +196,15 @@ class LearningRates:
         lines = caption(self.curves, self.semantics, titled=titled)
         return Rows(self.curves, self.semantics, self.dtype, steps, self.last, self.chosen.notes, lines)
 
+    @property
+    def pictured(self) -> tuple[int, int]:
+        """The first and the last step of a picture: of the rows; of the training where only landmarks are asked for."""
+        if self.chosen.only_landmarks:
+            return (0 if self.semantics == ("logged",) else 1), max(self.request.last_step, self.last)
+        return self.first, self.last
+
     def picture(self, columns: int, *, log_x: bool = False, log_y: bool = False) -> Picture:
-        """The curves from the first row to the last, as points.
+        """The curves as points, from the first row to the last. Of landmarks alone, the whole curves with these marked.
 
         Args:
             columns: How many columns of points the picture has.
@@ -207,16 +214,20 @@ class LearningRates:
         Raises:
             UsageError: If there is one row only, or `log_y` with no rate above 0.
         """
+        shows: Semantics = "logged" if self.semantics == ("logged",) else "applied"
+        first, last = self.pictured
+        markers = self.chosen.selection.markers if self.chosen.only_landmarks else ()
         return make_picture(
             [(curve.letter, curve.label, curve.spec) for curve in self.curves],
             title=title(self.curves),
-            shows="logged" if self.semantics == ("logged",) else "applied",
-            first=self.first,
-            last=self.last,
+            shows=shows,
+            first=first,
+            last=last,
             columns=columns,
             dtype=self.dtype,
             log_x=log_x,
             log_y=log_y,
+            marked=[marked_rows([replace(curve, letter="")], [shows], markers) for curve in self.curves],
         )
 
     def save(

@@ -5,6 +5,7 @@ The bytes depend on the picture and on matplotlib's version alone: no date, no r
 
 from __future__ import annotations
 
+import math
 import textwrap
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -78,6 +79,13 @@ def make_figure(picture: Picture) -> Figure:
             label="\n".join(textwrap.wrap(f"{line.letter}:  {line.label}", 90)) if line.letter else None,
             gid=f"curve{index}",
         )
+        right = math.inf
+        for (step, rate), text in sorted(line.marked, reverse=True):
+            if right - step < (picture.last - picture.first) / 50:
+                continue  # one label would cover the other
+            right = step
+            axes.plot([step], [rate], marker="o", color=axes.lines[-1].get_color(), markersize=5)
+            axes.annotate(text, (step, rate), xytext=(6, 4), textcoords="offset points", fontsize=9)
     axes.set_title("\n".join(textwrap.wrap(picture.title, 80)), fontsize=10, loc="left")
     axes.set_xlabel(picture.x_label)
     axes.set_ylabel(picture.y_label)

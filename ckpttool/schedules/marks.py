@@ -33,6 +33,11 @@ class ChosenRows:
     notes: Mapping[int, str]
     by_default: bool = False
 
+    @property
+    def only_landmarks(self) -> bool:
+        """Whether landmarks were asked for, and no other rows."""
+        return bool(self.selection.markers) and not self.selection.ranges and not self.selection.everything
+
 
 def choose_rows(request: Request, semantics: Sequence[Semantics], steps: str | Iterable[int] | None) -> ChosenRows:
     """The rows of these steps, or that a text asks for (`parse_steps`); None: 1, 2, 5, 10, ... and the landmarks.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -26,11 +26,13 @@ class Line:
         letter: Short name, empty if it is the only one.
         label: What sets it apart, empty if it is the only one.
         columns: Points in columns from left to right; a column may be empty where a step is wider than a column.
+        marked: Points that are marked, with what happens there.
     """
 
     letter: str
     label: str
     columns: tuple[tuple[Point, ...], ...]
+    marked: tuple[tuple[Point, str], ...] = ()
 
     @property
     def points(self) -> list[Point]:
@@ -78,6 +80,7 @@ def make_picture(
     dtype: Dtype = "float64",
     log_x: bool = False,
     log_y: bool = False,
+    marked: Sequence[Mapping[int, str]] = (),
 ) -> Picture:
     """Sample curves for a picture that is `columns` wide.
 
@@ -91,6 +94,7 @@ def make_picture(
         dtype: In which the rates are computed.
         log_x: Space the steps by their logarithm.
         log_y: Space the rates by their logarithm.
+        marked: For each curve the steps that are marked, with what happens there.
 
     Raises:
         UsageError: If there is nothing to draw: one step only, or `log_y` with no rate above 0.
@@ -103,14 +107,18 @@ def make_picture(
     behind = 1 if shows == "applied" else 0
     ranges = _columns(first, last, columns, log_x=log_x)
     lines = []
-    for letter, label, spec in curves:
+    for index, (letter, label, spec) in enumerate(curves):
         schedule = spec.build(dtype, shows)
         filled = [each for each in ranges if each is not None]
         points = iter(sample(spec, schedule, [(low - behind, high - behind) for low, high in filled]))
         cells = tuple(
             () if each is None else tuple((step + behind, rate) for step, rate in next(points)) for each in ranges
         )
-        lines.append(Line(letter, label, cells))
+        marks = marked[index].items() if marked else ()
+        points_marked = tuple(
+            ((step, schedule(step - behind)), text) for step, text in marks if max(first, behind) <= step <= last
+        )
+        lines.append(Line(letter, label, cells, points_marked))
     rates = [rate for line in lines for _step, rate in line.points if rate > 0 or not log_y]
     if not rates:
         raise UsageError(f"{parameter('log_y')}: every rate is 0", hint=f"Leave {parameter('log_y')} out.")

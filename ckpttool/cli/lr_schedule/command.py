@@ -289,7 +289,7 @@ def _show(out: Output, rates: LearningRates, options: dict[str, Any]) -> None:
     stream = sys.stdout if to_terminal and format_ == "table" else sys.stderr
     drawn = options["plot"]
     if drawn is None:
-        drawn = stream.isatty() and not out.quiet and rates.last > max(rates.first, 1)
+        drawn = stream.isatty() and not out.quiet and _has_picture(rates)
     if drawn:
         _draw(stream, rates, options)
     titled = not (drawn and stream is sys.stdout)
@@ -299,8 +299,13 @@ def _show(out: Output, rates: LearningRates, options: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def _has_picture(rates: LearningRates) -> bool:
+    first, last = rates.pictured
+    return last > max(first, 1)
+
+
 def _draw(stream: TextIO, rates: LearningRates, options: dict[str, Any]) -> None:
-    if rates.last <= max(rates.first, 1):
+    if not _has_picture(rates):
         raise UsageError("one step alone makes no picture", hint="Give --steps a range, or --no-plot.")
     width = options["width"] or min(terminal_width(stream), 100)
     braille = draws_braille(stream)
