@@ -13,9 +13,10 @@ The library speaks of its parameters, and the command line of its options. A mes
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import PurePath
 
-__all__ = ["Message", "as_keyword", "ending", "first_names", "parameter", "render", "tensor_label"]
+__all__ = ["Message", "as_keyword", "distinct_labels", "ending", "first_names", "parameter", "render", "tensor_label"]
 
 _SHOWN = 5
 
@@ -85,6 +86,20 @@ def ending(text: object, most: int = 80) -> str:
     """The end of a long text, as a path is told by: ``...runs/a/checkpoint_5000.pt``."""
     whole = str(text)
     return whole if len(whole) <= most else f"...{whole[3 - most :]}"
+
+
+def distinct_labels(paths: Sequence[PurePath]) -> list[str]:
+    """The last parts of paths, as few as tell all of them apart: names, or ``checkpoint-500/model.safetensors``.
+
+    >>> distinct_labels([PurePath("run/a/model.pt"), PurePath("run/b/model.pt")])
+    ['a/model.pt', 'b/model.pt']
+    """
+    most = max((len(path.parts) for path in paths), default=1)
+    for count in range(1, most + 1):
+        labels = ["/".join(path.parts[-count:]) for path in paths]
+        if len(set(labels)) == len(set(paths)):
+            return labels
+    return [path.as_posix() for path in paths]
 
 
 def tensor_label(name: tuple[str, str]) -> str:

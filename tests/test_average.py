@@ -301,7 +301,7 @@ def test_the_library_selects_by_name_and_refuses_what_a_list_cannot_mean(tmp_pat
     for name in ("epoch_1.pt", "epoch_2.pt", "epoch_3.pt", "step_10.pt"):
         torch.save({"w": torch.full((3,), float(name[-4]))}, tmp_path / name)
     out = tmp_path / "out.safetensors"
-    with pytest.raises(UsageError, match="2 kinds"):
+    with pytest.raises(UsageError, match="2 families"):
         ckpttool.average(tmp_path, out)
     ckpttool.average(tmp_path, out, include="epoch_*.pt", exclude=["*_1.pt"])
     assert safetensors.torch.load_file(out)["w"].tolist() == [2.5] * 3

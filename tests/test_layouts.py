@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 
 from ckpttool.errors import NotFoundError, UsageError
 from ckpttool.run_layouts import LAYOUTS
-from ckpttool.selection.detection import classify, detect, name_numbers
+from ckpttool.selection.detection import classify, detect
+from ckpttool.selection.names import name_numbers
 
 HF = ("model.safetensors", "config.json", "optimizer.pt", "trainer_state.json")
 
-# layout: (entries as name -> (step, epoch), other names that are left out with a reason, inside of a directory entry)
+# layout: (entries as name -> (step, epoch) or a bare number, other names that are left out with a reason, inside of a
+# directory entry)
 EXAMPLES = {
     "fairseq": (
         {"checkpoint9.pt": (None, 9), "checkpoint10.pt": (None, 10), "checkpoint_3_2500.pt": (2500, 3)},
@@ -25,7 +27,7 @@ EXAMPLES = {
         ("model.00.safetensors", "config.json", "vocab.json", "optimizer.pt"),
     ),
     "opennmt-tf": (
-        {"ckpt-900.index": (900, None), "ckpt-1000.index": (1000, None)},
+        {"ckpt-900.index": 900, "ckpt-1000.index": 1000},
         ["ckpt-900.data-00000-of-00001"],
         None,
     ),
@@ -34,14 +36,14 @@ EXAMPLES = {
         ["model.ckpt-1100_temp_8f3a.index", "model.ckpt-900.meta"],
         None,
     ),
-    "sockeye": ({"params.00009": (9, None), "params.00010": (10, None)}, ["params.best", "training_state"], None),
+    "sockeye": ({"params.00009": 9, "params.00010": 10}, ["params.best", "training_state"], None),
     "marian": (
         {"model.iter9000.npz": (9000, None), "model.iter10000.npz": (10000, None)},
         ["model.npz", "model.best-bleu.npz", "model.npz.optimizer.npz"],
         None,
     ),
-    "joeynmt": ({"900.ckpt": (900, None), "1000.ckpt": (1000, None)}, ["latest.ckpt", "best.ckpt"], None),
-    "thumt": ({"model-900.pt": (900, None), "model-1000.pt": (1000, None)}, ["average-0.pt"], None),
+    "joeynmt": ({"900.ckpt": 900, "1000.ckpt": 1000}, ["latest.ckpt", "best.ckpt"], None),
+    "thumt": ({"model-900.pt": 900, "model-1000.pt": 1000}, ["average-0.pt"], None),
     "espnet1": (
         {"snapshot.ep.9": (None, 9), "snapshot.ep.10": (None, 10)},
         ["model.acc.best", "model.last10.avg.best"],
@@ -53,14 +55,29 @@ EXAMPLES = {
         None,
     ),
     "wenet": ({"epoch_9.pt": (None, 9), "epoch_10.pt": (None, 10)}, ["init.pt", "final.pt", "avg_5.pt"], None),
+    "hifi-gan": (
+        {"g_00000900": (900, None), "g_00001000": (1000, None)},
+        ["do_00000900", "do_00001000"],
+        None,
+    ),
+    "vits": ({"G_900.pth": (900, None), "G_1000.pth": (1000, None)}, ["D_900.pth", "DUR_1000.pth"], None),
+    "tacotron2": ({"checkpoint_900": (900, None), "checkpoint_1000": (1000, None)}, [], None),
+    "styletts2": ({"epoch_2nd_00009.pth": (None, 9), "epoch_2nd_00010.pth": (None, 10)}, [], None),
+    "litgpt": (
+        {"step-00000900": (900, None), "step-00001000": (1000, None)},
+        [],
+        ("lit_model.pth", "model_config.yaml", "tokenizer.json"),
+    ),
+    "torchvision": ({"model_9.pth": (None, 9), "model_10.pth": (None, 10)}, ["checkpoint.pth"], None),
+    "fastai": ({"model_9.pth": (None, 9), "model_10.pth": (None, 10)}, ["model.pth"], None),
     "wespeaker": (
-        {"model_9.pt": (None, 9), "model_10.pt": (None, 10)},
+        {"model_9.pt": 9, "model_10.pt": 10},
         ["avg_model.pt", "final_model.pt", "convert_model.pt"],
         None,
     ),
     "paddlespeech": ({"9.pdparams": (None, 9), "10.pdparams": (None, 10)}, ["avg_5.pdparams"], None),
     "funasr": (
-        {"model.pt.ep9": (None, 9), "model.pt.ep10.500": (500, 10)},
+        {"model.pt.ep9": (None, 9), "model.pt.ep10.500": (None, 10)},
         ["model.pt", "model.pt.best", "model.pt.avg10"],
         None,
     ),
@@ -117,7 +134,7 @@ EXAMPLES = {
         ["last.ckpt"],
         (".metadata", "__0_0.distcp", "meta.pt"),
     ),
-    "dcp": ({"ckpt-900": (900, None), "ckpt-1000": (1000, None)}, [], (".metadata", "__0_0.distcp")),
+    "dcp": ({"ckpt-900": 900, "ckpt-1000": 1000}, [], (".metadata", "__0_0.distcp")),
     "olmo": ({"step900-unsharded": (900, None), "step1000": (1000, None)}, ["latest"], ("model.pt", "optim.pt")),
     "fairseq2": ({"step_900": (900, None), "step_1000": (1000, None)}, ["step_1100.tmp", "hg"], ("model", "optimizer")),
     "composer": ({"ep0-ba900-rank0.pt": (900, 0), "ep1-ba1000-rank0.pt": (1000, 1)}, ["latest-rank0.pt"], None),
@@ -141,7 +158,7 @@ EXAMPLES = {
     "open_clip": ({"epoch_9.pt": (None, 9), "epoch_10.pt": (None, 10)}, ["epoch_latest.pt", "params.txt"], None),
     "nanochat": ({"model_000900.pt": (900, None), "model_001000.pt": (1000, None)}, ["optim_000900_rank0.pt"], None),
     "edm2": (
-        {"network-snapshot-0000900-0.050.pkl": (900, None), "network-snapshot-0001000-0.050.pkl": (1000, None)},
+        {"network-snapshot-0000900-0.050.pkl": 900, "network-snapshot-0001000-0.050.pkl": 1000},
         ["training-state-0001000.pt"],
         None,
     ),
@@ -152,6 +169,10 @@ EXAMPLES = {
         None,
     ),
 }
+
+
+def says(named):
+    return (named.step, named.epoch) if named.number is None else named.number
 
 
 def reasons(ignored):
@@ -175,7 +196,7 @@ def test_a_row_recognises_its_own_directory_and_leaves_the_rest_out(name):
     entries, others, inner = EXAMPLES[name]
     found = detect(listing_of(entries, others, inner))
     assert found.layout.name == name, found.why
-    assert {each: (named.step, named.epoch) for each, named in found.entries.items()} == entries
+    assert {each: says(named) for each, named in found.entries.items()} == entries
     left_out = reasons((*found.aliases, *found.ignored))
     weights = [other for other in others if other != "params.txt"]
     assert set(left_out) >= set(weights)
@@ -213,7 +234,7 @@ def test_a_directory_without_weights_in_it_is_no_checkpoint(name):
 def test_numbered_names_of_no_framework_are_read_all_the_same(names, template_entries):
     found = detect(dict.fromkeys(names))
     assert found.layout.name == "generic"
-    assert {name: named.step for name, named in found.entries.items()} == template_entries
+    assert {name: named.key[1] for name, named in found.entries.items()} == template_entries
 
 
 def test_runs_beside_each_other_are_no_checkpoints_of_one_run():
@@ -257,7 +278,7 @@ def test_torchtitan_saves_in_several_formats(inside):
 def test_two_unknown_series_of_equal_length_are_a_question():
     with pytest.raises(UsageError, match="two series") as caught:
         detect(dict.fromkeys(["g_1.pth", "g_2.pth", "d_1.pth", "d_2.pth"]))
-    assert "--include" in caught.value.hint
+    assert "include=" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -313,8 +334,8 @@ def test_frameworks_that_read_a_directory_alike_need_no_question():
 def test_a_real_tie_is_a_question_that_names_the_option():
     with pytest.raises(UsageError) as caught:
         detect({"epoch_1.pt": None, "model_2.pt": None})
-    assert "--layout wenet" in caught.value.hint
-    assert "--layout wespeaker" in caught.value.hint
+    assert "layout='wenet'" in caught.value.hint
+    assert "layout='wespeaker'" in caught.value.hint
 
 
 def test_a_layout_that_is_asked_for_is_taken():

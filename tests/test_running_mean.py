@@ -352,7 +352,7 @@ def test_intervals_are_counted_in_checkpoints_of_one_kind_and_two_ends_may_be_of
     for counted in (["--last", "1"], ["--last", "3"], []):
         ran = run("average", trained.directory, "--window-from-running-mean", "--dry-run", *counted)
         assert ran.exit_code == 2
-        assert "2 kinds of checkpoints" in ran.stderr
+        assert "2 families of checkpoints" in ran.stderr
     counted = window(run, trained.directory, "--include", "epoch-*", "--last", "2")
     assert [Path(member["path"]).name for member in counted["members"]] == ["epoch-2.pt", "epoch-4.pt"]
     ends = window(run, trained.directory, "--from-step", "50", "--to-step", "150")
@@ -555,9 +555,9 @@ def test_the_window_of_an_averaged_model_is_counted_in_updates(tmp_path: Path, r
     ("options", "code", "said", "hint"),
     [
         (["exp", "--last", "9"], 3, "the mean over the last 9 needs 10 checkpoints", "Ask for --last 8"),
-        (["exp", "--last", "9"], 3, "there are only 9 checkpoints, steps 43 to 387", "epoch-9.pt takes the mean since"),
-        (["exp", "--to-step", "50"], 3, "needs 2 checkpoints", "ema-apply"),
-        (["exp", "--from-step", "380"], 3, "needs 2 checkpoints", "ema-apply"),
+        (["exp", "--last", "9"], 3, "there are only 9 checkpoints, steps 43 to 387", "The mean since the start is in"),
+        (["exp", "--to-step", "50"], 3, "needs 2 checkpoints", "The mean since the start is in"),
+        (["exp", "--from-step", "380"], 3, "needs 2 checkpoints", "The mean since the start is in"),
         (["exp", "--best", "3", "--metric", "best_valid_loss"], 2, "--best", "Leave out one"),
         (["exp", "--weights", "0.5,0.5"], 2, "both say what the coefficients are", "Leave out one"),
         (["exp", "--anneal", "linear"], 2, "both say what the coefficients are", "Leave out one"),

@@ -515,7 +515,7 @@ def test_a_half_written_newest_checkpoint_is_an_error_that_says_how_to_go_withou
     (run / "checkpoint-40" / lost).unlink()
     with pytest.raises(UnreadableError) as caught:
         discover(run).last(2)
-    assert "--exclude 'checkpoint-40'" in caught.value.hint
+    assert "exclude='checkpoint-40'" in caught.value.hint
     assert [entry.step for entry in discover(run, exclude=["checkpoint-40"]).last(2).entries] == [20, 30]
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpttool import formats
-from ckpttool.selection.choice import weights_file
 from ckpttool.tensors import Checkpoint, TensorId
 
 if TYPE_CHECKING:
@@ -73,5 +72,5 @@ def open_checkpoint(path: str | os.PathLike[str], *, section: str | None = None)
         NotFoundError: There is no such file.
         UnreadableError: The file is empty, truncated, corrupt, or of a kind that is not known.
     """
-    found = formats.open_checkpoint(weights_file(Path(path)), section=section)
+    found = formats.open_checkpoint(Path(path), section=section)
     return OpenCheckpoint(**{field.name: getattr(found, field.name) for field in fields(found)})

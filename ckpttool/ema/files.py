@@ -17,10 +17,9 @@ from ckpttool.ema.locating import recognise
 from ckpttool.ema.name_maps import match_names
 from ckpttool.ema.stored_average import Origin, StoredAverage, already_in_place, pair_with_weights
 from ckpttool.errors import CkpttoolError, MismatchError, NotFoundError, UnsupportedError, UsageError
-from ckpttool.formats import open_checkpoint
+from ckpttool.formats import open_checkpoint, weights_file
 from ckpttool.formats.average_keys import LISTS
 from ckpttool.reading.snapshot import Snapshot
-from ckpttool.selection.choice import weights_file
 from ckpttool.tensors import Checkpoint
 from ckpttool.text import first_names, parameter
 

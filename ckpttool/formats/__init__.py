@@ -19,15 +19,17 @@ pickles/, archives/       pickles and zip archives, which several of them consis
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats.description import Format, Implementation
 from ckpttool.reading.opened import not_a_file
 from ckpttool.reading.snapshot import Snapshot
+from ckpttool.run_layouts import WEIGHT_FILES
 from ckpttool.tensors import Checkpoint
 from ckpttool.text import first_names
 
@@ -43,6 +45,7 @@ __all__ = [
     "hint_for_unknown",
     "open_checkpoint",
     "refuse_pipe",
+    "weights_file",
 ]
 
 HEAD_BYTES = 4096
@@ -189,14 +192,50 @@ def format_of_directory(path: Path, snapshot: Snapshot | None = None) -> Format 
         return next((row for row in asked if row.recognise(path, b"", snapshot)), None)
 
 
-def open_checkpoint(path: str | Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:
+def weights_file(path: Path, snapshot: Snapshot | None = None, globs: Sequence[str] = ()) -> Path:
+    """What is opened of a checkpoint: the path itself for a file, and for a directory that a format knows.
+
+    In any other directory it is the single file that its layout, or custom, calls the weights.
+
+    Args:
+        path: A checkpoint.
+        snapshot: The operation's view of the storage; None: a new one.
+        globs: What its layout calls the weights, best first.
+    """
+    snapshot = snapshot or Snapshot()
+    if not snapshot.is_dir(path) or format_of_directory(path, snapshot) is not None:
+        return path
+    return _lone_file(path, snapshot, globs) or path
+
+
+def _lone_file(path: Path, snapshot: Snapshot, globs: Sequence[str]) -> Path | None:
+    """The single file of weights in a directory that no format knows."""
+    with _reading(path):
+        inside = [name for name in snapshot.names(path) if name.lower().endswith((*CHECKPOINT_SUFFIXES, ".index.json"))]
+        if any(name.endswith(".index.json") for name in inside):
+            return None
+        for glob in (*globs, *WEIGHT_FILES):
+            matches = [name for name in inside if fnmatchcase(name, glob)]
+            if len(matches) == 1 and not snapshot.is_dir(path / matches[0]):
+                return path / matches[0]
+    return None
+
+
+def open_checkpoint(
+    path: str | Path,
+    *,
+    section: str | None = None,
+    snapshot: Snapshot | None = None,
+    weights: Sequence[str] = (),
+) -> Checkpoint:
     """Open a checkpoint of any format, recognised by its content. No weight is read.
 
     Args:
-        path: A checkpoint file, a directory that is one checkpoint, or the prefix that names the files of one
-            (``run/ckpt-100`` for ``run/ckpt-100.index`` and its data).
+        path: A checkpoint file, a directory that is one checkpoint or has one file of weights in it, or the prefix that
+            names the files of one (``run/ckpt-100`` for ``run/ckpt-100.index`` and its data).
         section: Dotted key path of the weights inside the file, where they are not found by themselves.
         snapshot: The operation's view of the storage, where several checkpoints are opened; None: a new one.
+        weights: For a directory that no format knows: globs of the file that holds the weights, best first.
 
     Raises:
         NotFoundError: There is no such file.
@@ -209,7 +248,10 @@ def open_checkpoint(path: str | Path, *, section: str | None = None, snapshot: S
             row = format_of_directory(path, snapshot)
             if row is not None:
                 return _identified(row.read(path, section=section, snapshot=snapshot), snapshot)
-            raise _unknown_directory(path, snapshot)
+            file = _lone_file(path, snapshot, weights)
+            if file is None:
+                raise _unknown_directory(path, snapshot)
+            return open_checkpoint(file, section=section, snapshot=snapshot)
         refuse_pipe(path, snapshot)
         first = path if snapshot.exists(path) else _first_of(path, snapshot)
         if not snapshot.exists(first):

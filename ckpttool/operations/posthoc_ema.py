@@ -22,7 +22,6 @@ from ckpttool.operations.records import Planned, PlannedOutput, Selection
 from ckpttool.planning.planner import make_plan
 from ckpttool.planning.request import Members, Operation, OutputForm, Policy
 from ckpttool.reading.snapshot import Snapshot
-from ckpttool.selection.choice import weights_file
 from ckpttool.tensors import Checkpoint
 from ckpttool.text import Message, parameter
 
@@ -256,7 +255,7 @@ def _open(path: Path, step: int, section: str | None, snapshot: Snapshot) -> _Sn
     except NotFoundError:
         found = None
     if found is None or (found.source is not found.checkpoint):
-        opened = open_checkpoint(weights_file(path), section=section)
+        opened = open_checkpoint(path, section=section)
         return _Snapshot(replace(opened, copies={}), step, (), renamed=False)
     if found.uncovered and not found.averaged:
         raise MismatchError(f"{path}: the average in it covers nothing", path=path)

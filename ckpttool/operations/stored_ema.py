@@ -11,7 +11,7 @@ from ckpttool.ema.diagnosis import Diagnosis, diagnose
 from ckpttool.ema.files import find_stored_average, folder_average
 from ckpttool.ema.stored_average import Origin, StoredAverage, already_in_place
 from ckpttool.errors import NotFoundError, UsageError
-from ckpttool.formats import open_checkpoint
+from ckpttool.formats import open_checkpoint, weights_file
 from ckpttool.operations.inputs import find_checkpoints
 from ckpttool.operations.names import check_sources
 from ckpttool.operations.opennmt_config import AveragingConfig
@@ -22,7 +22,6 @@ from ckpttool.planning.plan import Member, Plan, PlannedTensor, Term
 from ckpttool.planning.planner import assemble, output_tensor
 from ckpttool.planning.request import OutputDType, Policy
 from ckpttool.reading.snapshot import Snapshot
-from ckpttool.selection.choice import weights_file
 from ckpttool.tensors import TensorId
 from ckpttool.text import Message, ending, parameter
 

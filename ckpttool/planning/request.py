@@ -80,7 +80,7 @@ class Selected(Protocol):
 
     @property
     def unit(self) -> str:
-        """What their steps count: ``step``, ``epoch`` or ``date``."""
+        """What their steps count: ``step``, ``epoch``, ``date``, or ``number`` where nobody knows."""
 
     @property
     def skipped(self) -> Sequence[Skipped]:

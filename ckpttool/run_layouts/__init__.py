@@ -14,7 +14,7 @@ machine_translation   speech   language_models   vision: the rows
 from __future__ import annotations
 
 from ckpttool.run_layouts import language_models, machine_translation, speech, vision
-from ckpttool.run_layouts.reasons import Reason
+from ckpttool.run_layouts.reasons import GUESSES, Reason
 from ckpttool.run_layouts.table import (
     COMMON_ALIASES,
     COMMON_IGNORED,
@@ -34,6 +34,7 @@ __all__ = [
     "COMMON_SIDECARS",
     "COMMON_TABLES",
     "EARLIER_AVERAGE",
+    "GUESSES",
     "HIDDEN",
     "LAYOUTS",
     "MARKED_FOLDERS",

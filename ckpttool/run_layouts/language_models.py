@@ -161,6 +161,15 @@ LAYOUTS: tuple[Layout, ...] = (
         markers=(".metadata", "model.safetensors.index.json", *_SLICES),
     ),
     Layout(
+        "litgpt",
+        (r"step-(?P<step>\d+)",),
+        "directory",
+        weights=("lit_model.pth", "lit_model.pth.lora"),
+        markers=("lit_model.pth", "lit_model.pth.lora"),
+        aliases=(Rule(r"final", Reason.NEWEST),),
+        auxiliary=("model_config.yaml", "tokenizer*", "hyperparameters.yaml"),
+    ),
+    Layout(
         "torchtune",
         (r"epoch_(?P<epoch>\d+)", r"step_(?P<step>\d+)"),
         "directory",
@@ -198,7 +207,11 @@ LAYOUTS: tuple[Layout, ...] = (
     # Any other trainer's directories of torch.distributed.checkpoint, in its own format or in safetensors.
     Layout(
         "dcp",
-        (r"(?:[^=]*[-_])?ep(?:och)?[-_]?(?P<epoch>\d+)", r"(?:[^=]*[^=\d])?(?P<step>\d+)(?:\.ckpt)?"),
+        (
+            r"(?:[^=]*[-_])?ep(?:och)?[-_]?(?P<epoch>\d+)",
+            r"(?:[^=]*[-_])?(?:global_?)?(?:step|iter|iteration|batch)s?[-_]?(?P<step>\d+)(?:\.ckpt)?",
+            r"(?:[^=]*[^=\d])?(?P<number>\d+)(?:\.ckpt)?",
+        ),
         "directory",
         weights=(".metadata", "sharded"),
         markers=(".metadata", *_SLICES),

@@ -40,7 +40,7 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "opennmt-tf",
-        (r"ckpt-(?P<step>\d+)\.index",),
+        (r"ckpt-(?P<number>\d+)\.index",),
         ignored=(
             Rule(r"avg", Reason.AVERAGE),
             Rule(r"(ckpt-\d+)\.data-.*", Reason.WITH_INDEX, r"\1.index"),
@@ -59,7 +59,7 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "sockeye",
-        (r"params\.(?P<step>\d+)",),
+        (r"params\.(?P<number>\d+)",),
         aliases=(Rule(r"params\.best", Reason.BEST),),
         ignored=(Rule(r"training_state", Reason.STATE),),
         auxiliary=("config", "version", "vocab.*.json"),
@@ -74,14 +74,14 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "joeynmt",
-        (r"(?P<step>\d+)\.ckpt",),
+        (r"(?P<number>\d+)\.ckpt",),
         aliases=(Rule(r"latest\.ckpt", Reason.NEWEST), Rule(r"best\.ckpt", Reason.BEST)),
         auxiliary=("config.yaml", "*vocab*"),
         tables=("validations.txt",),
     ),
     Layout(
         "thumt",
-        (r"model-(?P<step>\d+)\.pt",),
+        (r"model-(?P<number>\d+)\.pt",),
         ignored=(Rule(r"average-\d+\.pt", Reason.AVERAGE),),
         auxiliary=("*.json",),
     ),

@@ -6,7 +6,7 @@ from enum import Enum
 
 from ckpttool.text import Message, parameter
 
-__all__ = ["Reason"]
+__all__ = ["GUESSES", "Reason"]
 
 
 class Reason(Enum):
@@ -42,6 +42,7 @@ class Reason(Enum):
     UNFINISHED = "unfinished or not a checkpoint: no {missing} in it"
     UNKNOWN_NAME = "not named as {layout} names its checkpoints"
     SAME_FILE = "the same file as {other} ({link})"
+    ONLY_BEST = f"a best checkpoint that has no other name here; {parameter('include', '{name}')} takes it"
     COPY = "a copy of {other} (same size, same samples)"
 
     # --- by what was asked for
@@ -65,3 +66,23 @@ class Reason(Enum):
             **facts: What the phrase's fields stand for.
         """
         return Message(self.value.format(**facts))
+
+
+GUESSES = frozenset(
+    {
+        Reason.STATE,
+        Reason.AVERAGE,
+        Reason.MOVING_AVERAGE,
+        Reason.ALIAS,
+        Reason.BEST,
+        Reason.NEWEST,
+        Reason.RECOVERY,
+        Reason.INITIAL,
+        Reason.RELEASED,
+        Reason.CONVERTED,
+        Reason.EXPORTED,
+        Reason.MERGED,
+        Reason.OTHER_NETWORK,
+    }
+)
+"""Reasons that a name suggests. A user who asks for such a name knows better."""

@@ -21,10 +21,11 @@ LAYOUTS: tuple[Layout, ...] = (
         aliases=(Rule(r"latest\.pth", Reason.NEWEST), Rule(r".*\.best\.pth", Reason.BEST)),
         ignored=(Rule(r".*\.ave(?:_.*)?\.pth", Reason.AVERAGE), Rule(r"checkpoint\.pth", Reason.STATE)),
         auxiliary=("config.yaml",),
+        tables=("checkpoint.pth",),
     ),
     Layout(
         "wenet",
-        (r"epoch_(?P<epoch>\d+)\.pt", r"step_(?P<step>\d+)\.pt", r"(?P<epoch>\d+)\.pt"),
+        (r"epoch_(?P<epoch>\d+)\.pt", r"step_(?P<step>\d+)\.pt", r"(?P<number>\d{1,4})\.pt"),
         aliases=(Rule(r"final\.pt", Reason.NEWEST),),
         ignored=(Rule(r"avg_.*\.pt", Reason.AVERAGE), Rule(r"init\.pt", Reason.INITIAL)),
         auxiliary=("train.yaml",),
@@ -32,7 +33,7 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "wespeaker",
-        (r"model_(?P<epoch>\d{1,5})\.pt",),
+        (r"model_(?P<number>\d{1,5})\.pt",),
         aliases=(Rule(r"final_model\.pt", Reason.NEWEST),),
         ignored=(Rule(r"avg_model\.pt", Reason.AVERAGE), Rule(r"convert_model\.pt", Reason.CONVERTED)),
         auxiliary=("config.yaml",),
@@ -45,7 +46,7 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "funasr",
-        (r"model\.pt\.ep(?P<epoch>\d+)(?:\.(?P<step>\d+))?",),
+        (r"model\.pt\.ep(?P<epoch>\d+)(?:\.(?P<part>\d+))?",),
         aliases=(Rule(r"model\.pt", Reason.NEWEST), Rule(r"model\.pt\.best", Reason.BEST)),
         ignored=(Rule(r"model\.pt\.avg\d+", Reason.AVERAGE),),
         auxiliary=("config.yaml",),
@@ -59,6 +60,21 @@ LAYOUTS: tuple[Layout, ...] = (
             Rule(r"(?:jit|cpu_jit).*\.pt", Reason.EXPORTED),
         ),
     ),
+    # --- Synthesis. The discriminator's files are another network's.
+    Layout(
+        "hifi-gan",
+        (r"g_(?P<step>\d{8})",),
+        ignored=(Rule(r"do_\d{8}", Reason.STATE),),
+        auxiliary=("config.json",),
+    ),
+    Layout(
+        "vits",
+        (r"G_(?P<step>\d+)\.pth",),
+        ignored=(Rule(r"(?:D|DUR|WD)_\d+\.pth", Reason.OTHER_NETWORK),),
+        auxiliary=("config.json",),
+    ),
+    Layout("tacotron2", (r"(?:checkpoint|waveglow)_(?P<step>\d+)",)),
+    Layout("styletts2", (r"epoch_(?P<series>1st|2nd)_(?P<epoch>\d+)\.pth",), auxiliary=("config*.yml",)),
     Layout(
         "speechbrain",
         (r"CKPT\+(?P<date>\d{4}-\d\d-\d\d\+\d\d-\d\d-\d\d\+\d+)",),

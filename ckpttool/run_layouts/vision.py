@@ -21,6 +21,9 @@ LAYOUTS: tuple[Layout, ...] = (
         aliases=(Rule(r"model_final\.pth", Reason.NEWEST), Rule(r"model_best\.pth", Reason.BEST)),
         auxiliary=("config.yaml",),
     ),
+    # Of more digits, nobody knows what the number counts.
+    Layout("torchvision", (r"model_(?P<epoch>\d{1,3})\.pth",), aliases=(Rule(r"checkpoint\.pth", Reason.NEWEST),)),
+    Layout("fastai", (r"model_(?P<epoch>\d{1,3})\.pth",), aliases=(Rule(r"model\.pth", Reason.BEST),)),
     Layout(
         "timm",
         (r"checkpoint-(?P<epoch>\d+)\.pth\.tar",),
@@ -61,7 +64,7 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "edm2",
-        (r".*-(?P<step>\d+)-(?P<series>\d+\.\d+)\.pkl",),
+        (r".*-(?P<number>\d+)-(?P<series>\d+\.\d+)\.pkl",),
         ignored=(Rule(r"training-state-.*\.pt", Reason.STATE),),
     ),
     Layout("ema-pytorch", (r"(?P<series>\d+)\.(?P<step>\d+)\.pt",)),

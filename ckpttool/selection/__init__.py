@@ -1,9 +1,15 @@
-"""Which checkpoints: what a model directory holds, and what of it takes part.
+"""Which checkpoints take part: what a model directory holds, and which of it is taken.
 
-layouts       one table: what each framework calls its files
-detection     which row of it a directory follows
-discovery     the checkpoints of a directory, or of a list
-kinds         the ends of epochs and updates between them: which is meant
+names         which number of a name orders the checkpoints, and what it counts
+detection     which row of the table of layouts a directory follows
+listing       the names in a directory, and what to say of a path that leads nowhere
+opening       an entry, and opening each once
+scale         all entries on one scale: by content, or by name
+twins         links and copies
+discovery     the checkpoints of a directory
+lists         a list of checkpoints as it is given
+families      the ends of epochs, and updates between them: which are meant
 choice        the last, the best, every k-th: choosing among them
-metrics       where a run keeps its scores
+ranking       the best by a metric
+metrics       metrics by name; metric_files: the files that runs keep them in
 """

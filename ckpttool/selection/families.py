@@ -1,9 +1,9 @@
-"""Kinds of checkpoints in one directory: of the ends of epochs and of updates between them, or of several averages.
+"""Families of checkpoints in one directory: the ends of epochs and updates between them, or several averages.
 
 fairseq, icefall, WeNet, torchtune and mmengine save an epoch's end and every so many updates under names of their own,
 and edm2 an average of each length. The last five of such a directory are not five of anything: their spacing jumps, and
-near the end of an epoch two of them are nearly the same weights. The frameworks' own scripts ask which kind is meant,
-and so does ckpttool.
+near the end of an epoch two of them are nearly the same weights. The frameworks' own scripts ask which family is
+meant, and so does ckpttool.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from fnmatch import fnmatchcase
 from typing import Protocol
 
 from ckpttool.errors import UsageError
+from ckpttool.text import Message, parameter
 
-__all__ = ["Kinded", "parting", "question", "told"]
+__all__ = ["Member", "parting", "question", "told"]
 
 
-class Kinded(Protocol):
+class Member(Protocol):
     """What is asked of an entry."""
 
     @property
@@ -26,15 +27,15 @@ class Kinded(Protocol):
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """What tells its kind from others: what its name counts, and which series it is of."""
+        """What tells its family from others: what its name counts, and which series it is of."""
 
     @property
     def alike(self) -> str:
         """A glob of names like its own."""
 
 
-def question(where: str, entries: Sequence[Kinded], *, both: bool) -> UsageError | None:
-    """What to ask about entries of several kinds; None where there is one kind.
+def question(where: str, entries: Sequence[Member], *, both: bool) -> UsageError | None:
+    """What to ask about entries of several families; None where there is one family.
 
     Args:
         where: The directory, for the message.
@@ -45,55 +46,58 @@ def question(where: str, entries: Sequence[Kinded], *, both: bool) -> UsageError
     if len(groups) < 2:
         return None
     answers = [answer for group in groups if (answer := _answer(group, entries))]
-    also = "; --include '*' takes all of them, in one order" if both else ""
+    also = f"; {parameter('include', '*')} takes all of them, in one order" if both else ""
     return UsageError(
         f"{where}: {_counted(groups)}",
-        hint=f"Say which: {_joined(answers, 'or')}{also}." if answers else "Choose with --include and --exclude.",
+        hint=f"Say which: {_joined(answers, 'or')}{also}."
+        if answers
+        else f"Choose with {parameter('include')} and {parameter('exclude')}.",
     )
 
 
-def told(entries: Sequence[Kinded]) -> list[str]:
-    """What to say where the user has chosen names of several kinds: at most one sentence."""
+def told(entries: Sequence[Member]) -> list[str]:
+    """What to say where the user has chosen names of several families: at most one sentence."""
     groups = _groups(entries)
-    return [f"{_counted(groups)}, in one order, as --include names them"] if len(groups) > 1 else []
+    said = f"{_counted(groups)}, in one order, as {parameter('include')} names them"
+    return [Message(said)] if len(groups) > 1 else []
 
 
-def parting(first: Kinded, second: Kinded, entries: Sequence[Kinded]) -> str:
-    """The option that leaves out one of two: with all names like its own, where those are not the other's as well.
+def parting(first: Member, second: Member, entries: Sequence[Member]) -> str:
+    """The parameter that leaves out one of two: with all names like its own, where those are not the other's as well.
 
     Lightning's ``...-v1.ckpt`` of a second run in the same directory go with one glob.
     """
     for glob in (second.alike, first.alike) if first.alike != second.alike else ():
         if _matching([glob], entries) == {entry.name for entry in entries if entry.alike == glob}:
-            return f"--exclude '{glob}'"
-    return f"--exclude '{second.name}'"
+            return parameter("exclude", glob)
+    return parameter("exclude", second.name)
 
 
-def _groups(entries: Sequence[Kinded]) -> list[list[Kinded]]:
-    kinds: dict[tuple[str, ...], list[Kinded]] = {}
+def _groups(entries: Sequence[Member]) -> list[list[Member]]:
+    families: dict[tuple[str, ...], list[Member]] = {}
     for entry in entries:
-        kinds.setdefault(entry.kind, []).append(entry)
-    return [kinds[kind] for kind in sorted(kinds)]
+        families.setdefault(entry.kind, []).append(entry)
+    return [families[kind] for kind in sorted(families)]
 
 
-def _counted(groups: Sequence[Sequence[Kinded]]) -> str:
+def _counted(groups: Sequence[Sequence[Member]]) -> str:
     counts = [f"{len(group)} like {group[-1].name}" for group in groups]
-    return f"{len(groups)} kinds of checkpoints: {_joined(counts, 'and')}"
+    return f"{len(groups)} families of checkpoints: {_joined(counts, 'and')}"
 
 
-def _answer(group: Sequence[Kinded], entries: Sequence[Kinded]) -> str:
-    """Options that take one kind and no other."""
+def _answer(group: Sequence[Member], entries: Sequence[Member]) -> str:
+    """Parameters that take one family and no other."""
     wanted = {entry.name for entry in group}
     globs = list(dict.fromkeys(entry.alike for entry in group))
     if _matching(globs, entries) == wanted:
-        return " ".join(f"--include '{glob}'" for glob in globs)
+        return " ".join(parameter("include", glob) for glob in globs)
     others = list(dict.fromkeys(entry.alike for entry in entries if entry.name not in wanted))
     if _matching(others, entries).isdisjoint(wanted):
-        return " ".join(f"--exclude '{glob}'" for glob in others)
+        return " ".join(parameter("exclude", glob) for glob in others)
     return ""
 
 
-def _matching(globs: Sequence[str], entries: Sequence[Kinded]) -> set[str]:
+def _matching(globs: Sequence[str], entries: Sequence[Member]) -> set[str]:
     return {entry.name for entry in entries if any(fnmatchcase(entry.name, glob) for glob in globs)}
 
 
