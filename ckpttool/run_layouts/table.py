@@ -122,5 +122,8 @@ COMMON_ALIASES: tuple[Rule, ...] = (
 COMMON_SIDECARS = ("{stem}.yaml", "{stem}.yml", "{stem}.json", "{name}/CKPT.yaml", "{name}/trainer_state.json")
 """Looked for in every layout, before the row's own: see `Layout.sidecars`."""
 
-COMMON_TABLES = ("trainer_state.json", "summary.csv", "results.csv", "metrics.csv", "../metrics.csv", "../results.csv")
+COMMON_TABLES = (
+    *("trainer_state.json", "summary.csv", "results.csv", "metrics.csv", "../metrics.csv", "../results.csv"),
+    *("log.txt", "metrics.json", "results.jsonl"),
+)
 """Looked for in every layout, after the row's own: see `Layout.tables`."""

@@ -95,7 +95,7 @@ def _tie(
     if n == len(ranked):
         return
     value = readings[ranked[n - 1]].value
-    equal = [index for index in ranked if readings[index].value == value]
+    equal = sorted(index for index in ranked if readings[index].value == value)
     if readings[ranked[n]].value != value:
         return
     taken = [entries[index].name for index in equal if index in set(ranked[:n])]
