@@ -72,6 +72,17 @@ def test_steps_inside_count_before_numbers_that_are_smaller_and_that_is_said(tmp
     )
 
 
+def test_steps_that_count_within_the_epoch_are_not_those_of_the_run(tmp_path):
+    """FunASR holds both."""
+    for name, epoch, step in (("model.pt.ep1", 1, 40), ("model.pt.ep2.20", 2, 20), ("model.pt.ep2", 2, 40)):
+        save(tmp_path / name, epoch=epoch, step=step, batch_total=(epoch - 1) * 40 + step)
+    found = discover(tmp_path)
+    assert ([entry.name for entry in found.entries], scale(found)) == (
+        ["model.pt.ep1", "model.pt.ep2.20", "model.pt.ep2"],
+        ("step", [40, 60, 80]),
+    )
+
+
 def test_an_epoch_inside_that_is_not_the_one_in_the_name_is_a_warning(tmp_path):
     found = save_run(tmp_path, "epoch_{}.pth", (1, 2, 3), lambda epoch: {"epoch": 9 if epoch == 2 else epoch})
     assert "epoch_2.pth: its name says epoch 2, its content epoch 9" in found.last(3).warnings

@@ -62,6 +62,7 @@ STEP_PATHS: tuple[KeyPath, ...] = (
     ("num_updates",),
     ("optimizer_history", -1, "num_updates"),  # fairseq
     ("train_steps",),
+    ("batch_total",),  # FunASR, whose step counts within the epoch
     ("steps",),
     ("step",),
     ("iteration",),
