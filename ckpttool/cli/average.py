@@ -40,7 +40,10 @@ if TYPE_CHECKING:
     help="Average all training between the checkpoints, by the running means that they hold (icefall's model_avg).",
 )
 @click.option(
-    "-o", "--output", type=click.Path(readable=False), help="Output file.  [default: avg-last-5/ in the directory]"
+    "-o",
+    "--output",
+    type=click.Path(readable=False),
+    help="Output file.  [default: in the directory, avg/ or avg-last-5/]",
 )
 @config_option
 @policy_options
