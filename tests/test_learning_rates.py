@@ -418,6 +418,11 @@ def test_landmarks_alone_are_marked_in_a_picture_of_the_whole_curve(tmp_path):
     pytest.importorskip("matplotlib")
     rates.save(tmp_path / "a.svg")
     assert ">peak<" in (tmp_path / "a.svg").read_text()
+    both = ct.learning_rates(**NOAM_CALL, steps="@peak,@floor", minimum_learning_rate=1e-4, max_step=900_000)
+    both.save(tmp_path / "b.svg")
+    svg = (tmp_path / "b.svg").read_text()
+    # One of two neighbours would cover the other.
+    assert [text in svg for text in (">peak<", ">above floor<", ">last at floor<", ">back at floor<")] == [1, 1, 0, 1]
 
 
 def test_a_terminal_shows_the_whole_curve_for_a_landmark(run):

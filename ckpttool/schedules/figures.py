@@ -79,11 +79,11 @@ def make_figure(picture: Picture) -> Figure:
             label="\n".join(textwrap.wrap(f"{line.letter}:  {line.label}", 90)) if line.letter else None,
             gid=f"curve{index}",
         )
-        right = math.inf
+        near, right, height = (picture.last - picture.first) / 50, math.inf, math.inf
         for (step, rate), text in sorted(line.marked, reverse=True):
-            if right - step < (picture.last - picture.first) / 50:
+            if right - step < near and abs(height - rate) < picture.highest / 25:
                 continue  # one label would cover the other
-            right = step
+            right, height = step, rate
             axes.plot([step], [rate], marker="o", color=axes.lines[-1].get_color(), markersize=5)
             axes.annotate(text, (step, rate), xytext=(6, 4), textcoords="offset points", fontsize=9)
     axes.set_title("\n".join(textwrap.wrap(picture.title, 80)), fontsize=10, loc="left")
