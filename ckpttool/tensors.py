@@ -24,6 +24,7 @@ __all__ = [
     "Copy",
     "DType",
     "Extent",
+    "OtherEntry",
     "OutputFile",
     "OutputTensor",
     "Piece",
@@ -212,6 +213,18 @@ class TensorSpec:
         return self.strides is None or is_dense(self.shape, self.strides)
 
 
+class OtherEntry(NamedTuple):
+    """An entry of a state dict that is not a tensor.
+
+    Attributes:
+        kind: What it is, as a phrase.
+        value: A text that is the same for two entries only if they are.
+    """
+
+    kind: str
+    value: str
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint, opened: what tensors it has and where their bytes are. No weight has been read.
@@ -233,7 +246,7 @@ class Checkpoint:
             that is known. What is read of them later must be of the same.
         state: Dotted key paths of training state (optimizer, scaler, scheduler) that the container holds.
         other_entries: Entries of the weights' mappings that are not tensors (``_extra_state``, NumPy arrays, numbers):
-            name to what it is, in words. An output with this container has them as they are, others do not have them.
+            name to what each is. An output with this container has them as they are, others do not have them.
         configurations: The model's configurations next to the weights, of a checkpoint that is a directory: path in it
             (``config.json``, ``unet/config.json``, ``adapter_config.json``) to the parsed JSON object.
         left_out: What is in the directory of the checkpoint and not copied into an output like it, with the reasons;
@@ -254,7 +267,7 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
     identities: Mapping[Path, tuple[int | str, ...]] = field(default_factory=dict)
     state: tuple[str, ...] = ()
-    other_entries: Mapping[str, str] = field(default_factory=dict)
+    other_entries: Mapping[str, OtherEntry] = field(default_factory=dict)
     configurations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     left_out: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()

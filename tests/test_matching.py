@@ -63,7 +63,7 @@ def test_a_missing_and_an_extra_name_are_counted_and_named() -> None:
         MismatchError, match=r"old.pt: of the tensors of new.pt it lacks 1 \(b\) and has 2 more \(c, d\)"
     ) as e:
         match([old, new], 1, "strict")
-    assert "--keys intersection" in str(e.value.hint)
+    assert "keys='intersection'" in str(e.value.hint)
 
 
 def test_the_policies_keep_what_they_say() -> None:
@@ -132,8 +132,8 @@ def test_long_lists_of_names_are_cut() -> None:
 @pytest.mark.parametrize(
     ("formats", "files", "said"),
     [
-        (("parts", "parts"), (2, 1), "new is in 1 file and old in 2: it may be unfinished, and --exclude 'new'"),
-        (("parts", "parts"), (2, 3), "old is in 2 files and new in 3: it may be unfinished, and --exclude 'old'"),
+        (("parts", "parts"), (2, 1), "new is in 1 file and old in 2: it may be unfinished, and exclude='new'"),
+        (("parts", "parts"), (2, 3), "old is in 2 files and new in 3: it may be unfinished, and exclude='old'"),
         # A rank's file alone is a checkpoint of another format.
         (("parts", "torch"), (2, 1), "new is in 1 file and old in 2"),
         (("distributed", "huggingface"), (3, 2), "old is of the format distributed and new of huggingface"),

@@ -378,7 +378,7 @@ def test_a_file_that_is_missing_at_the_end_shows_beside_the_others(three: Path, 
     (three / file(3)).unlink()
     with pytest.raises(MismatchError) as caught:
         ct.average([three, tmp_path / "d"], tmp_path / "out")
-    assert "c is in 2 files and d in 3: it may be unfinished, and --exclude 'c'" in (caught.value.hint or "")
+    assert "c is in 2 files and d in 3: it may be unfinished, and exclude='c'" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("rest", [0, 3, 100, -1])

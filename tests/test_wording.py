@@ -25,7 +25,7 @@ TREES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-
 OTHERS_OPTIONS = {"schedules/config.py", "schedules/peers.py"}
 """Modules whose texts are options of other frameworks."""
 
-PENDING = ("engine", "formats", "planning")
+PENDING = ("engine", "formats")
 """Packages some of whose messages still name options."""
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+|(?<![\w-])-[on](?![\w-])")

@@ -226,7 +226,7 @@ def _planned(
 
 
 def _with_notes(plan: Plan, found: StoredAverage, dtype: OutputDType) -> Plan:
-    notes = list(found.notes)
+    notes = [*plan.notes, *found.notes]
     if found.in_place:
         notes.insert(
             0, "the average is in the weights' place already: nothing has to be applied, and nothing is undone"

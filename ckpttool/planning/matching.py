@@ -13,20 +13,20 @@ from ckpttool.formats import get_format
 from ckpttool.formats.wrappers import wrapper_prefix
 from ckpttool.planning.request import KeyPolicy
 from ckpttool.tensors import Checkpoint, TensorId, TensorSpec
-from ckpttool.text import first_names, tensor_label
+from ckpttool.text import first_names, parameter, tensor_label
 
 __all__ = ["Matched", "match", "ties"]
 
 
 @dataclass(frozen=True)
 class Matched:
-    """Checkpoints whose tensors have been put side by side.
+    """Checkpoints with their tensors matched by name.
 
     Attributes:
         names: The tensors of the output, as the newest member names them, in its order.
         found: For each member, those of its tensors that answer to these names.
         notes: What a user should know about how they were matched.
-        alone: Names that stand in the newest only and keep its value (policy "newest").
+        alone: Names that are in the newest only and keep its value (policy "newest").
     """
 
     names: tuple[TensorId, ...]
@@ -49,14 +49,14 @@ def ties(tensors: Mapping[TensorId, TensorSpec]) -> dict[TensorId, TensorId]:
 
 
 def match(checkpoints: Sequence[Checkpoint], newest: int, policy: KeyPolicy, *, with_copies: bool = True) -> Matched:
-    """Put the tensors of several checkpoints side by side.
+    """Match the tensors of several checkpoints by name.
 
     Args:
         checkpoints: The members.
         newest: Index of the newest, whose names and order the output has.
         policy: What to do about names that not all members have. "strict": an error. "intersection": leave them out.
             "newest": keep the newest's names; what another member lacks keeps the newest's value.
-        with_copies: Whether moving averages stored beside the weights take part.
+        with_copies: Whether moving averages that are stored next to the weights take part.
 
     Raises:
         MismatchError: Names differ (policy "strict"), no name is common to all, or shapes or kinds of dtype differ.
@@ -90,7 +90,8 @@ def match(checkpoints: Sequence[Checkpoint], newest: int, policy: KeyPolicy, *, 
                 path=checkpoint.path,
                 tensor=tensor_label((missing or extra)[0]),
                 hint=_doubt(checkpoint, checkpoints[newest])
-                + "--keys intersection averages what all have; --keys newest keeps the newest's names.",
+                + f"{parameter('keys', 'intersection')} averages what all have; {parameter('keys', 'newest')} keeps the"
+                " newest's names.",
             )
         notes.append(difference)
         if policy == "intersection":
@@ -102,7 +103,7 @@ def match(checkpoints: Sequence[Checkpoint], newest: int, policy: KeyPolicy, *, 
         raise MismatchError(
             "the checkpoints have no tensor in common",
             path=checkpoints[newest].path,
-            hint="Are they of one model? `--section` says where the weights are, where that was not found.",
+            hint=f"Are they of one model? {parameter('section')} says where the weights are.",
         )
     for checkpoint, tensors in zip(checkpoints, found, strict=True):
         _check_alike([name for name in names if name in tensors], checkpoint, tensors, checkpoints[newest], wanted)
@@ -176,7 +177,7 @@ def _check_alike(
             path=checkpoint.path,
             tensor=tensor_label(name),
             hint=_doubt(checkpoint, newest)
-            + "Only checkpoints of one architecture can be averaged; --exclude leaves a file out.",
+            + f"Only checkpoints of one architecture can be averaged; {parameter('exclude')} leaves a file out.",
         )
 
 
@@ -190,14 +191,14 @@ def _doubt(checkpoint: Checkpoint, newest: Checkpoint) -> str:
     if len(formats) > 1 and not any(get_format(name).is_partitioned for name in formats):
         return (
             f"{checkpoint.path.name} is of the format {checkpoint.format} and {newest.path.name} of {newest.format}:"
-            f" they may be of two kinds, and --exclude {newest.path.name!r} leaves the newest out. "
+            f" they may be of two families, and {parameter('exclude', newest.path.name)} leaves the newest out. "
         )
     if len(fewer.files) == len(more.files):
         return ""
     count = f"{len(fewer.files)} file{'s' * (len(fewer.files) != 1)}"
     return (
         f"{fewer.path.name} is in {count} and {more.path.name} in {len(more.files)}:"
-        f" it may be unfinished, and --exclude {fewer.path.name!r} leaves it out. "
+        f" it may be unfinished, and {parameter('exclude', fewer.path.name)} leaves it out. "
     )
 
 

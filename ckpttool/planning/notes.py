@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from ckpttool.planning.matching import Matched
 from ckpttool.tensors import Artifact, Checkpoint
-from ckpttool.text import first_names, tensor_label
+from ckpttool.text import Message, first_names, parameter, tensor_label
 
-__all__ = ["notes_of"]
+__all__ = ["notes_of", "tie_notes"]
 
 
 def notes_of(
@@ -21,7 +21,7 @@ def notes_of(
         matched: Their tensors, name by name.
         artifact: What is written.
         dtype: The output's element type as it was asked for; ``same`` for each tensor's own.
-        holds_copies: Whether stored copies of the weights are averaged along with them.
+        holds_copies: Whether stored averages of the weights are averaged as well.
     """
     newest = checkpoints[-1]
     said = [note for c in checkpoints for note in c.notes]
@@ -49,22 +49,21 @@ def notes_of(
     if integers:
         notes.append(f"{_count(integers, 'integer or bool tensor')} kept from {newest.path.name}, not averaged")
     if newest.copies and holds_copies:
-        notes.append(f"averaged with its own kind: the copy of the weights in {', '.join(newest.copies)}")
+        notes.append(f"averaged separately: the stored average in {', '.join(newest.copies)}")
     elif newest.copies:
+        instead = parameter("section", next(iter(newest.copies)))
         notes.append(
-            f"the copy of the weights in {', '.join(newest.copies)} is left out; "
-            f"--section {next(iter(newest.copies))} averages it instead"
+            Message(f"the stored average in {', '.join(newest.copies)} is left out; {instead} averages it instead")
         )
     unmatched = [c.path.name for c in checkpoints[:-1] if c.copies and not newest.copies]
     if unmatched:
-        notes.append(f"copies of the weights in {first_names(unmatched)} are left out: the newest has none")
+        notes.append(f"stored averages in {first_names(unmatched)} are left out: the newest has none")
     if newest.left_out and artifact.template is not None:
         notes.append(f"not copied: {_by_reason(newest)}")
     if newest.state and not artifact.keep_state:
-        notes.append(
-            f"training state left out: {', '.join(newest.state)}"
-            + (" (--keep-state keeps it)" if artifact.template else "")
-        )
+        keeps = f" ({parameter('keep_state', value=True)} keeps it)" if artifact.template else ""
+        notes.append(Message(f"training state left out: {', '.join(newest.state)}{keeps}"))
+    notes += _of_others(checkpoints, artifact)
     statistics = [
         name
         for name in matched.names
@@ -84,6 +83,57 @@ def _by_reason(newest: Checkpoint) -> str:
     for item in newest.left_out:
         names.setdefault(item.reason, []).append(item.path.relative_to(newest.path).as_posix())
     return "; ".join(f"{first_names(some)} ({reason})" for reason, some in names.items())
+
+
+def tie_notes(artifact: Artifact, format_name: str) -> tuple[str, ...]:
+    """What to know of tied tensors where the output's format stores one name of each.
+
+    The file says which name was left out in its metadata, as `safetensors.torch.save_model` does. To write a second
+    copy would load everywhere, and would untie the tensors for every tool that reads the file, at twice the size.
+    """
+    if format_name != "safetensors" or not artifact.ties:
+        return ()
+    pairs = [
+        f"{tensor_label(alias)} and {tensor_label(first)}" for alias, first in artifact.ties.items() if not alias[0]
+    ]
+    if not pairs:
+        return ()
+    note = (
+        f"tied tensors are one, and .safetensors stores one name of each ({first_names(pairs, 2)}): "
+        "safetensors.torch.load_model(model, file) ties them again; load_state_dict(load_file(file)) takes strict=False"
+    )
+    return (note,)
+
+
+def _of_others(checkpoints: Sequence[Checkpoint], artifact: Artifact) -> list[str]:
+    """What becomes of entries of the state dict that are not tensors."""
+    newest = checkpoints[-1]
+    names = list(dict.fromkeys(name for checkpoint in checkpoints[::-1] for name in checkpoint.other_entries))
+    if not names:
+        return []
+    differing = [
+        name
+        for name in names
+        if any(
+            (own := checkpoint.other_entries.get(name)) is None
+            or own != newest.other_entries.get(name)
+            or not own.value
+            for checkpoint in checkpoints
+        )
+    ]
+    entry = next(
+        checkpoint.other_entries[names[0]] for checkpoint in checkpoints[::-1] if names[0] in checkpoint.other_entries
+    )
+    becomes = (
+        f"are those of {newest.path.name}"
+        if artifact.template is not None
+        else "are left out: the output holds tensors only"
+    )
+    where = f"differ between members: {first_names(differing)}" if differing else "the same in all members"
+    if len(checkpoints) == 1:
+        where = "of one member"
+    what = f"{first_names(names)}; {names[0]} is {entry.kind}"
+    return [f"entries of the state dict that are not tensors ({what}) {becomes} ({where})"]
 
 
 def _count(things: Sequence[object], noun: str) -> str:

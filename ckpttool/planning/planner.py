@@ -9,9 +9,10 @@ from typing import Any
 
 from ckpttool._version import __version__
 from ckpttool.errors import UsageError
+from ckpttool.planning.configurations import compare_configurations
 from ckpttool.planning.destination import Place, find_place
 from ckpttool.planning.matching import Matched, match, ties
-from ckpttool.planning.notes import notes_of
+from ckpttool.planning.notes import notes_of, tie_notes
 from ckpttool.planning.plan import Action, Equality, Member, Plan, PlannedTensor, Term
 from ckpttool.planning.quantized import check_complete, compare_scales
 from ckpttool.planning.request import Operation, OutputDType, OutputForm, Policy, Selected
@@ -71,6 +72,8 @@ def make_plan(
     tied = _kept_ties(matched)
     matched = replace(matched, alone=matched.alone | {("", name) for name in form.from_newest})
     weights = [1.0] * len(members) if coefficients is None else [member.coefficient for member in members]
+    counting = [checkpoint for checkpoint, weight in zip(checkpoints, weights, strict=True) if weight != 0] or [newest]
+    differing = compare_configurations(counting)
     packed = check_complete(matched, checkpoints, weights)
     like = form.like or {}
     tensors = tuple(
@@ -105,8 +108,8 @@ def make_plan(
         selection=selected.why,
         unit=selected.unit,
         skipped=tuple(selected.skipped),
-        notes=(*selected.notes, *matched.notes, *told),
-        warnings=(*selected.warnings, *(packed.warnings if sum(weight != 0 for weight in weights) > 1 else ())),
+        notes=(*selected.notes, *matched.notes, *told, *plan.notes),
+        warnings=(*selected.warnings, *differing, *(packed.warnings if len(counting) > 1 else ())),
     )
 
 
@@ -162,6 +165,7 @@ def assemble(
         format=place.writer.written_format,
         artifact=artifact,
         files=place.writer.lay_out(artifact),
+        notes=tie_notes(artifact, place.writer.written_format),
         force=policy.force,
         allow_nonfinite=policy.allow_nonfinite,
     )

@@ -8,6 +8,7 @@ the output is the template's own object with other tensors in it: whatever a fra
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,19 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckpttool.errors import MismatchError, UnreadableError, UnsupportedError
+from ckpttool.errors import CkpttoolError, MismatchError, UnreadableError, UnsupportedError
 from ckpttool.formats.archives.zip_reader import Archive, first_name, open_archive
 from ckpttool.formats.container import KeyPath, at, dotted
 from ckpttool.formats.description import Implementation
-from ckpttool.formats.pickles.inert import load
+from ckpttool.formats.pickles.emitter import dump
+from ckpttool.formats.pickles.inert import Inert, load
 from ckpttool.formats.pytorch.legacy import is_legacy, is_legacy_tar, read_legacy
 from ckpttool.formats.pytorch.tensors import Refused, Storages, TensorReader, storage_ref
-from ckpttool.formats.pytorch.tree import Opaque, in_words, plain_tree
+from ckpttool.formats.pytorch.tree import Opaque, in_words, items_of, plain_tree
 from ckpttool.formats.pytorch.writer import lay_out_graph, plain_graph
 from ckpttool.formats.sections import Located, locate
 from ckpttool.reading.opened import OpenedFile
 from ckpttool.reading.snapshot import Snapshot
-from ckpttool.tensors import Artifact, Checkpoint, OutputFile, TensorSpec
+from ckpttool.tensors import Artifact, Checkpoint, OtherEntry, OutputFile, TensorSpec
 
 __all__ = [
     "IMPLEMENTATION",
@@ -266,14 +268,39 @@ def _checkpoint(
         copies={section: specs(names) for section, names in located.copies.items()},
         section=located.section,
         step=located.step,
-        values=located.values,
+        values={**_arguments(graph), **located.values},
         provenance=provenance,
         files=(path,),
         state=tuple(dotted(part.path) for part in located.state),
-        other_entries={name: in_words(value) for name, value in located.others.items()},
+        other_entries={
+            name: OtherEntry(in_words(value), _fingerprint(value)) for name, value in located.others.items()
+        },
         notes=located.notes,
         container=TorchContainer(graph, reader, located),
     )
+
+
+def _arguments(graph: Any) -> dict[str, Any]:
+    """The plain values of a training program's arguments, which are pickled as an `argparse.Namespace`."""
+    found: dict[str, Any] = {}
+    for key, value in (items_of(graph) or {}).items():
+        if isinstance(value, Inert) and value.qualified in {"argparse.Namespace", "types.SimpleNamespace"}:
+            for state in value.states:
+                named = state.items() if type(state) is dict else ()
+                found.update((f"{key}.{name}", each) for name, each in named if isinstance(each, (str, int, float)))
+    return found
+
+
+def _fingerprint(value: Any) -> str:
+    """A text that is the same for two values only if they are; empty where that cannot be told."""
+    if not isinstance(value, Opaque):
+        return repr(value)
+    if value.node is None:
+        return ""
+    try:
+        return hashlib.sha256(dump(value.node)).hexdigest()
+    except CkpttoolError:
+        return ""
 
 
 def _refusal(path: Path, place: KeyPath, what: Refused) -> UnsupportedError:

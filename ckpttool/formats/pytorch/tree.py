@@ -7,7 +7,7 @@ tree back to the objects of the graph, where they are replaced.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ckpttool.formats.container import MAX_DEPTH, KeyPath
@@ -25,9 +25,13 @@ _MAPPINGS = frozenset({"OrderedDict", "defaultdict", "Counter"})
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """Something that is neither a container nor a tensor nor a small value: what it is, in words."""
+    """Something that is neither a container nor a tensor nor a small value: what it is, in words.
+
+    `node` is the object of the graph, where there is one to compare with another.
+    """
 
     kind: str
+    node: Any = field(default=None, compare=False, repr=False)
 
 
 _KINDS = {
@@ -164,7 +168,7 @@ def _number(node: Inert) -> Any:
             code = _FORMATS.get(name) if isinstance(name, str) else None
             if code is not None and len(data) == struct.calcsize(code):
                 return struct.unpack(f"{'>' if order == '>' else '<'}{code}", data)[0]
-    return Opaque(node.qualified)
+    return Opaque(node.qualified, node)
 
 
 def find(graph: Any, path: KeyPath, known: dict[KeyPath, Any] | None = None) -> Place:
