@@ -205,15 +205,6 @@ def test_directories_that_are_runs_do_not_number_a_list(tmp_path):
     assert scale(from_paths(paths)) == ("step", [None, None])
 
 
-def test_earlier_averages_in_a_list_are_said(tmp_path):
-    from ckpttool import average
-
-    paths = [save(tmp_path / f"a_{number}.pt", number) for number in (1, 2, 3)]
-    average(paths[:2], output=str(tmp_path / "avg.pt"))
-    (warning,) = from_paths([tmp_path / "avg.pt", paths[2]]).warnings
-    assert warning == "earlier averages are averaged once more, as listed: avg.pt"
-
-
 # --- the best, and guesses that are overruled ------------------------------------------------------------------
 
 

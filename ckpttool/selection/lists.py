@@ -19,7 +19,7 @@ from ckpttool.selection.names import Named, is_run, name_numbers, read_series, s
 from ckpttool.selection.opening import Entry, Opener
 from ckpttool.selection.scale import Scaled, on_one_scale
 from ckpttool.selection.twins import equal_files, identity_of
-from ckpttool.text import distinct_labels, first_names, parameter
+from ckpttool.text import distinct_labels, parameter
 
 __all__ = ["from_paths"]
 
@@ -57,9 +57,6 @@ def from_paths(
     files = [weights_file(entry.path, opener.snapshot) for entry in entries]
     warnings = [*scaled.warnings]
     warnings += [f"{path} holds the same bytes as {twin}" for twin, path in equal_files(files, opener.snapshot)]
-    averages = [entry.name for entry in entries if entry.facts().is_average]
-    if averages:
-        warnings.append(f"earlier averages are averaged once more, as listed: {first_names(averages)}")
     return Discovery(
         None,
         "list",
