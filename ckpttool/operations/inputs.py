@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-def find_checkpoints(directory: Path, selection: Selection) -> Discovery:
+def find_checkpoints(directory: Path, selection: Selection, snapshot: Snapshot | None = None) -> Discovery:
     """All checkpoints of a model directory that the names asked for leave.
 
     Raises:
@@ -33,6 +33,7 @@ def find_checkpoints(directory: Path, selection: Selection) -> Discovery:
         section=selection.section,
         include=selection.include,
         exclude=selection.exclude,
+        snapshot=snapshot,
     )
 
 
@@ -59,7 +60,9 @@ def select(
     """
     snapshot = snapshot or Snapshot()
     if len(sources) == 1 and (snapshot.is_dir(sources[0]) or not snapshot.exists(sources[0])):
-        found = _chosen(_thinned(find_checkpoints(sources[0], selection), selection, count), selection, count, take_all)
+        found = _chosen(
+            _thinned(find_checkpoints(sources[0], selection, snapshot), selection, count), selection, count, take_all
+        )
         if len(found.entries) == 1 and 1 not in (selection.last, selection.best):
             raise NotFoundError(
                 f"{sources[0]}: only one checkpoint, {found.entries[0].name}, and one is not an average",
@@ -67,7 +70,7 @@ def select(
                 path=sources[0],
             )
         return found
-    return _listed(sources, selection)
+    return _listed(sources, selection, snapshot)
 
 
 def select_window(sources: Sequence[Path], selection: Selection, *, snapshot: Snapshot | None = None) -> Discovery:
@@ -94,8 +97,8 @@ def select_window(sources: Sequence[Path], selection: Selection, *, snapshot: Sn
             )
     snapshot = snapshot or Snapshot()
     if not (len(sources) == 1 and (snapshot.is_dir(sources[0]) or not snapshot.exists(sources[0]))):
-        return _listed(sources, selection)
-    found = _thinned(find_checkpoints(sources[0], selection), selection, None)
+        return _listed(sources, selection, snapshot)
+    found = _thinned(find_checkpoints(sources[0], selection, snapshot), selection, None)
     if selection.last is None and selection.from_step is not None:
         # The two ends say the window, and nothing is counted: which families they are of makes no difference.
         opened = found.open(mixed=True)
@@ -103,7 +106,7 @@ def select_window(sources: Sequence[Path], selection: Selection, *, snapshot: Sn
     return found.last_with_start(selection.last)
 
 
-def _listed(sources: Sequence[Path], selection: Selection) -> Discovery:
+def _listed(sources: Sequence[Path], selection: Selection, snapshot: Snapshot) -> Discovery:
     given = selection.choosing()
     if len(sources) == 1 and selection.last != 1:
         raise UsageError(
@@ -115,7 +118,7 @@ def _listed(sources: Sequence[Path], selection: Selection) -> Discovery:
             f"{', '.join(parameter(name) for name in given)}: a list of checkpoints is taken whole",
             hint="Name the model directory to select from it, or leave this out.",
         )
-    return from_paths(sources, section=selection.section)
+    return from_paths(sources, section=selection.section, snapshot=snapshot)
 
 
 def _thinned(found: Discovery, selection: Selection, count: int | None) -> Discovery:
