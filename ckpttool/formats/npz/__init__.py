@@ -2,5 +2,5 @@
 
 archive       reads and lays out an .npz
 writer        its records
-npy_header    the header of an array
+header        the header of an array
 """

@@ -1,17 +1,17 @@
 """NumPy archives (.npz): a zip archive of one .npy file for each array. Marian and many JAX projects save these.
 
 Arrays that are not weights stay out of the average and are kept as they are: Marian's ``special:model.yml`` (a text as
-bytes), the ``history_errs`` of its forerunners, and whatever is no number. Object arrays are pickles and refused, even
-where they would only be copied: the next `numpy.load` of the output would run them.
+bytes), the ``history_errs`` of its forerunners, and whatever is not a number. Object arrays are pickles and refused,
+even where they would only be copied: the next `numpy.load` of the output would run them.
 
-What an output was made of stands in the archive's comment, where neither `numpy.load` nor Marian looks: a further
+What an output was made of is in the archive's comment, where neither `numpy.load` nor Marian looks: a further
 array would be taken for a parameter.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,8 +22,9 @@ from ckpttool.checksums.crc32 import combine_crc32
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats.archives.zip_reader import Archive, first_name, open_archive
 from ckpttool.formats.description import Implementation
-from ckpttool.formats.npz import npy_header
+from ckpttool.formats.npz.header import CODES, MAX_BYTES, Header, parse, write
 from ckpttool.formats.npz.writer import MAX_COMMENT, NpzLayout
+from ckpttool.reading.opened import OpenedFile
 from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import (
     Artifact,
@@ -47,6 +48,8 @@ _HISTORY = "history_errs"
 _STEPS = ("global_step", "num_updates", "step", "iteration")
 _MAX_TEXT = 1 << 16
 _MAX_SCALARS = 1000
+_USUAL_HEADER = 256
+"""Bytes that have all of most headers."""
 
 
 @dataclass(frozen=True)
@@ -134,16 +137,9 @@ def _notes(kept: list[str], weights: Mapping[str, TensorSpec]) -> tuple[str, ...
 
 
 def _read_array(archive: Archive, record: str) -> TensorSpec | None:
-    """Where the elements of an array are; None for what is no number."""
+    """Where the elements of an array are; None for what is not a number."""
     extent = archive.extent(record, checked=True)  # as numpy.load does
-    try:
-        length = npy_header.header_length(archive.read(record, npy_header.MAX_FIXED))
-        start = archive.read(record, min(length, extent.nbytes))
-        header = npy_header.parse(start)
-    except UnreadableError:
-        raise
-    except ValueError as error:
-        raise UnreadableError(f"{archive.path}: {record} is damaged: {error}", path=archive.path) from error
+    header, start = _read_header(archive, record)
     if header.is_object:
         raise UnsupportedError(
             f"{archive.path}: {record} is an object array, a pickle that could run any code",
@@ -155,14 +151,12 @@ def _read_array(archive: Archive, record: str) -> TensorSpec | None:
     if dtype is None:
         if header.is_number:
             raise UnsupportedError(
-                f"{archive.path}: {record} has elements of type {header.descr!r}, which is not supported",
+                f"{archive.path}: {record} has elements of type {header.numpy_dtype.str!r}, which is not supported",
                 path=archive.path,
                 tensor=record.removesuffix(_NPY),
             )
         return None
-    numel = 1
-    for size in header.shape:
-        numel *= size
+    numel = math.prod(header.shape)
     if header.nbytes + numel * dtype.itemsize != extent.nbytes:
         raise UnreadableError(
             f"{archive.path}: {record} has {extent.nbytes - header.nbytes} bytes for {dtype} {list(header.shape)}",
@@ -173,18 +167,38 @@ def _read_array(archive: Archive, record: str) -> TensorSpec | None:
     if extent.deflated is None:
         stated = extent.checksum
         if stated is not None:  # take the header's part out of it
-            header_part = combine_crc32([(zlib.crc32(start), length), (0, numel * dtype.itemsize)])
+            header_part = combine_crc32([(zlib.crc32(start), len(start)), (0, numel * dtype.itemsize)])
             stated = Checksum("crc32", stated.value ^ header_part)
-        storage = Extent(extent.path, extent.offset + length, numel * dtype.itemsize, checksum=stated)
+        storage = Extent(extent.path, extent.offset + len(start), numel * dtype.itemsize, checksum=stated)
         return TensorSpec.view(dtype, storage, 0, header.shape, strides, big_endian=header.big_endian)
     # A deflated stream is inflated from its beginning: the storage is the whole record, the array a view of it.
-    if length % dtype.itemsize:
+    if len(start) % dtype.itemsize:
         raise UnsupportedError(
             f"{archive.path}: {record} is compressed, and its elements do not start at a multiple of their size",
             path=archive.path,
             hint="Save it again with numpy.savez.",
         )
-    return TensorSpec.view(dtype, extent, length // dtype.itemsize, header.shape, strides, big_endian=header.big_endian)
+    return TensorSpec.view(
+        dtype, extent, len(start) // dtype.itemsize, header.shape, strides, big_endian=header.big_endian
+    )
+
+
+def _read_header(archive: Archive, record: str) -> tuple[Header, bytes]:
+    """What the header of an array says, and its bytes."""
+    try:
+        start = archive.read(record, _USUAL_HEADER)
+        try:
+            header = parse(start)
+        except EOFError:
+            start = archive.read(record, MAX_BYTES)
+            header = parse(start)
+    except UnreadableError:
+        raise
+    except (EOFError, ValueError) as error:
+        raise UnreadableError(
+            f"{archive.path}: {record} is damaged: {error}", path=archive.path, tensor=record.removesuffix(_NPY)
+        ) from error
+    return header, start[: header.nbytes]
 
 
 def _scalar(archive: Archive, record: str, spec: TensorSpec) -> int | bool:
@@ -200,10 +214,8 @@ def _text(data: bytes) -> str:
 
 def _provenance(path: Path) -> Mapping[str, Any] | None:
     """What an earlier run wrote into the comment; None where there is none of ours."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(-min(size, MAX_COMMENT + 22), os.SEEK_END)
-        tail = file.read()
+    with OpenedFile(path) as file:
+        tail = file.read_at(max(0, file.nbytes - MAX_COMMENT - 22), MAX_COMMENT + 22)
     at = tail.rfind(b"PK\x05\x06")
     try:
         comment = json.loads(tail[at + 22 :])
@@ -242,7 +254,7 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
 
 def _add_tensor(layout: NpzLayout, record: str, tensor: TensorId, artifact: Artifact) -> None:
     output = artifact.tensors[tensor]
-    if output.dtype.name not in npy_header.CODES:
+    if output.dtype.name not in CODES:
         raise UnsupportedError(
             f"{tensor[1]}: .npz files cannot hold elements of type {output.dtype}",
             tensor=tensor[1],
@@ -254,7 +266,7 @@ def _add_tensor(layout: NpzLayout, record: str, tensor: TensorId, artifact: Arti
             tensor=tensor[1],
             hint="Write another format: end the output's name in .safetensors or .pt.",
         )
-    header = npy_header.write(output.dtype, output.shape, fortran=_is_fortran(tensor, output))
+    header = write(output.dtype, output.shape, fortran=_is_fortran(tensor, output))
     layout.add_slot(record, header, output.nbytes, tensor)
 
 
