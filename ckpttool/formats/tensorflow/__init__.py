@@ -1,6 +1,6 @@
 """TensorFlow 2 checkpoints, without TensorFlow.
 
-bundle        reads and lays out a checkpoint
+bundle        reads a checkpoint; writer: lays one out; container: what it holds
 entries       its index: keys, types, places, checksums
 variables     which keys are weights, and which training state
 object_graph  the graph of objects that restoring follows

@@ -19,7 +19,8 @@ import json
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,32 +28,16 @@ from ckpttool.checksums import crc32c
 from ckpttool.checksums.by_kind import damaged
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats.description import Implementation
-from ckpttool.formats.tensorflow.entries import (
-    NOT_PLAIN,
-    STRING,
-    TF_NUMBERS,
-    Entry,
-    check_strings,
-    data_file,
-    encode_string,
-    index_bytes,
-    read_bytes,
-    read_index,
-    read_string,
-    sizes,
-)
+from ckpttool.formats.tensorflow.container import NAME, PROVENANCE, Bundle
+from ckpttool.formats.tensorflow.entries import Entry, read_bytes, read_index, read_string, sizes
 from ckpttool.formats.tensorflow.leveldb import FOOTER_BYTES, MAGIC
-from ckpttool.formats.tensorflow.object_graph import OBJECT_GRAPH, prune_object_graph
 from ckpttool.formats.tensorflow.variables import ITERATIONS, names_of, sort_out
+from ckpttool.formats.tensorflow.writer import lay_out
+from ckpttool.reading.opened import OpenedFile
 from ckpttool.reading.snapshot import Snapshot
-from ckpttool.tensors import Artifact, Checkpoint, Checksum, Copy, Extent, OutputFile, Slot, TensorId, TensorSpec
+from ckpttool.tensors import Checkpoint, TensorId, TensorSpec
 
 __all__ = ["IMPLEMENTATION", "NAME", "Bundle", "lay_out", "read", "recognise"]
-
-NAME = "tensorflow"
-
-PROVENANCE = "_CKPTTOOL_PROVENANCE"
-"""Key of a string that no object claims: TensorFlow reads it when asked, and else passes over it."""
 
 _STEP_IN_NAME = re.compile(r"ckpt-(\d+)$")
 _MAX_SCALARS = 1000
@@ -72,41 +57,10 @@ _SCALARS = {
 }
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """The container of a checkpoint of this format.
-
-    Attributes:
-        prefix: Path of the checkpoint without an ending.
-        shards: Number of its data files.
-        big_endian: Byte order of its tensors.
-        entries: Every tensor that the index has, by key.
-        keys: The key of each tensor that can be averaged.
-        state: The keys of training state: slots, the variables of optimizers and metrics, counters.
-    """
-
-    prefix: Path
-    shards: int
-    big_endian: bool
-    entries: Mapping[str, Entry]
-    keys: Mapping[TensorId, str]
-    state: frozenset[str]
-
-    def data_file(self, entry: Entry) -> Path:
-        """The data file that holds this tensor."""
-        return data_file(self.prefix, entry.shard, self.shards)
-
-    def extent(self, entry: Entry) -> Extent:
-        """The bytes of this tensor, with the checksum that TensorFlow compares when it restores them."""
-        # That of strings goes over their lengths as numbers, and not as they stand in the file.
-        stated = None if entry.number in NOT_PLAIN else Checksum("crc32c", crc32c.unmask(entry.crc))
-        return Extent(self.data_file(entry), entry.offset, entry.nbytes, checksum=stated)
-
-
-def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # noqa: ARG001  # the same question to all formats
+def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:
     """Whether this is an index, or a directory with exactly one in it."""
-    if path.is_dir():
-        return _only_index(path) is not None
+    if snapshot.is_dir(path):
+        return _only_index(path, snapshot) is not None
     return _is_index(path, head)
 
 
@@ -114,30 +68,24 @@ def _is_index(path: Path, head: bytes) -> bool:
     # The first entry has the key "" (nothing shared, nothing own) and starts with field 1 of the header.
     if head[:2] != b"\0\0" or head[3:4] != b"\x08":
         return False
-    try:
-        with path.open("rb") as file:
-            file.seek(-8, 2)
-            return file.read(8) == MAGIC.to_bytes(8, "little")
-    except OSError:
-        return False
+    with OpenedFile(path) as file:
+        return file.read_at(max(0, file.nbytes - 8), 8) == MAGIC.to_bytes(8, "little")
 
 
-def _only_index(directory: Path) -> Path | None:
+def _only_index(directory: Path, snapshot: Snapshot) -> Path | None:
     found = []
-    for path in sorted(directory.glob("*.index")):
-        try:
-            with path.open("rb") as file:
-                head = file.read(FOOTER_BYTES)
-        except OSError:
-            continue
-        if _is_index(path, head):
-            found.append(path)
+    for name, item in snapshot.list(directory).items():
+        if name.endswith(".index") and item.kind == "file":
+            path = directory / name
+            with suppress(OSError, UnreadableError):
+                if _is_index(path, snapshot.read(path, FOOTER_BYTES)):
+                    found.append(path)
     return found[0] if len(found) == 1 else None
 
 
-def _index_of(path: Path) -> Path:
-    if path.is_dir():
-        found = _only_index(path)
+def _index_of(path: Path, snapshot: Snapshot) -> Path:
+    if snapshot.is_dir(path):
+        found = _only_index(path, snapshot)
         if found is None:
             raise UnreadableError(
                 f"{path}: does not hold exactly one TensorFlow checkpoint",
@@ -148,7 +96,7 @@ def _index_of(path: Path) -> Path:
     return path if path.suffix == ".index" else path.with_name(f"{path.name}.index")
 
 
-def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:  # noqa: ARG001
+def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:
     """Open a bundle. The index, the sizes of the data files and the values of counters are read, no weight is.
 
     Args:
@@ -162,11 +110,12 @@ def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = 
         UnsupportedError: It has partitioned variables, types or a compression that ckpttool does not know.
         UsageError: Nothing is below `section`.
     """
-    index_path = _index_of(path)
+    snapshot = snapshot or Snapshot()
+    index_path = _index_of(path, snapshot)
     index = read_index(index_path)
     bundle = Bundle(index_path.with_suffix(""), index.shards, index.big_endian, index.entries, {}, frozenset())
     files = sorted({bundle.data_file(entry) for entry in index.entries.values()})
-    lengths = sizes(files)
+    lengths = sizes(files, snapshot)
     for key, entry in index.entries.items():
         file = bundle.data_file(entry)
         if entry.offset + entry.nbytes > lengths[file]:
@@ -269,157 +218,6 @@ def _decode_provenance(path: Path, entry: Entry) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UnreadableError(f"{path}: {PROVENANCE} is damaged", path=path, tensor=PROVENANCE) from error
     return provenance if isinstance(provenance, dict) else {}
-
-
-def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
-    """Lay a directory out: index, one data file, and the state file ``checkpoint``.
-
-    With a template of this format the checkpoint keeps its name (``ckpt-100``), its counters, strings and object graph,
-    so that TensorFlow restores it into the same objects. Of the optimizer, the scalars are kept (the step among them)
-    and the slots are left out, unless `artifact.keep_state`: they belong to none of the averaged weights. The graph is
-    told so, and a restored optimizer starts afresh. Without a template the names become keys, which
-    ``tf.train.load_checkpoint`` reads.
-
-    Raises:
-        UnsupportedError: An element type that a bundle cannot hold, or a template in the other byte order.
-    """
-    bundle: Bundle | None = None
-    if artifact.template is not None and artifact.template.format == NAME:
-        bundle = artifact.template.container
-    prefix = bundle.prefix.name if bundle is not None else artifact.stem
-    data_name = data_file(Path(prefix), 0, 1).name
-    data = _DataFile()
-    if bundle is not None:
-        _lay_out_like(data, artifact, bundle)
-    else:
-        for tensor in artifact.tensors:
-            data.add_tensor(_new_key(tensor), tensor, artifact)
-    if artifact.provenance:
-        text = json.dumps(artifact.provenance, ensure_ascii=False, sort_keys=True).encode()
-        data.add_string(PROVENANCE, text)
-
-    def seal(checksums: Mapping[int, int]) -> list[tuple[int, bytes]]:
-        return [(0, index_bytes(data.sealed(checksums)))]
-
-    name = json.dumps(prefix, ensure_ascii=False)  # quoted as a text proto is
-    state = f"model_checkpoint_path: {name}\nall_model_checkpoint_paths: {name}\n".encode()
-    return (
-        OutputFile(
-            data_name,
-            data.nbytes,
-            literals=tuple(data.literals),
-            slots=tuple(data.slots),
-            copies=tuple(data.copies),
-            checksum="crc32c",
-        ),
-        OutputFile(f"{prefix}.index", len(index_bytes(data.entries)), seal=seal, checksums_of=data_name),
-        OutputFile("checkpoint", len(state), literals=((0, state),)),
-    )
-
-
-class _DataFile:
-    """A data file that grows at its end, and what the index says about it."""
-
-    def __init__(self) -> None:
-        self.nbytes = 0
-        self.entries: dict[str, Entry] = {}
-        self.slots: list[Slot] = []
-        self.copies: list[Copy] = []
-        self.literals: list[tuple[int, bytes]] = []
-        self._slot_of: dict[TensorId, Entry] = {}
-        self._waiting: dict[str, int] = {}
-        """Key to offset of the slot whose checksum is not known yet."""
-
-    def add_tensor(self, key: str, tensor: TensorId, artifact: Artifact) -> None:
-        """A tensor of the artifact; tied ones share one place."""
-        output = artifact.tensors[tensor]
-        if output.strides is not None:
-            raise ValueError(f"{tensor}: a bundle stores C order only, not strides {output.strides}")
-        number = TF_NUMBERS.get(output.dtype.name)
-        if number is None:
-            raise UnsupportedError(
-                f"{tensor[1]}: a TensorFlow checkpoint cannot hold elements of type {output.dtype}",
-                tensor=tensor[1],
-                hint="Write another format: end the output's name in .safetensors.",
-            )
-        first = artifact.ties.get(tensor, tensor)
-        if first not in self._slot_of:
-            # The checksum of nothing is 0. An empty tensor has no slot: its offset would be that of the next one too.
-            self._slot_of[first] = Entry(number, output.shape, 0, self.nbytes, output.nbytes, crc32c.mask(0))
-            if output.nbytes:
-                self.slots.append(Slot(self.nbytes, output.nbytes, first))
-            self.nbytes += output.nbytes
-        self.entries[key] = self._slot_of[first]
-        if output.nbytes:
-            self._waiting[key] = self.entries[key].offset
-
-    def add_copy(self, key: str, entry: Entry, source: Extent) -> None:
-        """A tensor of the template as it is. Its checksum is taken over, so that damage is found by the next reader."""
-        self.entries[key] = replace(entry, shard=0, offset=self.nbytes)
-        if entry.nbytes:
-            self.copies.append(Copy(self.nbytes, source))
-        self.nbytes += entry.nbytes
-
-    def add_string(self, key: str, value: bytes) -> None:
-        """A scalar string."""
-        data, crc = encode_string(value)
-        self.entries[key] = Entry(STRING, (), 0, self.nbytes, len(data), crc)
-        self.literals.append((self.nbytes, data))
-        self.nbytes += len(data)
-
-    def sealed(self, checksums: Mapping[int, int]) -> dict[str, Entry]:
-        """The entries with their checksums, given those of the slots by offset."""
-        return {
-            key: replace(entry, crc=crc32c.mask(checksums[self._waiting[key]])) if key in self._waiting else entry
-            for key, entry in self.entries.items()
-        }
-
-
-def _new_key(tensor: TensorId) -> str:
-    section, name = tensor
-    return f"{name}/{section}" if section else name
-
-
-def _lay_out_like(data: _DataFile, artifact: Artifact, bundle: Bundle) -> None:
-    if bundle.big_endian:
-        raise UnsupportedError(
-            f"{bundle.prefix}: is big-endian; ckpttool reads such checkpoints, but does not write them",
-            path=bundle.prefix,
-            hint="Write another format: end the output's name in .safetensors.",
-        )
-    averaged = {key: tensor for tensor, key in bundle.keys.items()}
-    kept: dict[str, Entry] = {}
-    for key, entry in sorted(bundle.entries.items(), key=lambda item: (item[1].shard, item[1].offset, item[0])):
-        if key in averaged:
-            drop = averaged[key] not in artifact.tensors
-        elif key in bundle.state and entry.shape:
-            drop = not artifact.keep_state
-        else:
-            drop = key == PROVENANCE or _is_below(key, artifact.drop)
-        if not drop:
-            kept[key] = entry
-    for key, entry in kept.items():
-        if key in averaged:
-            data.add_tensor(key, averaged[key], artifact)
-        elif key == OBJECT_GRAPH and len(kept) + (PROVENANCE in bundle.entries) < len(bundle.entries):
-            path = bundle.data_file(entry)
-            try:
-                graph = prune_object_graph(read_string(path, key, entry), kept.keys())
-            except ValueError as error:
-                raise UnreadableError(f"{path}: {key} is damaged: {error}", path=path, tensor=key) from error
-            data.add_string(key, graph)
-        else:
-            if entry.number == STRING:
-                check_strings(bundle.data_file(entry), key, entry)
-            data.add_copy(key, entry, bundle.extent(entry))
-    for tensor in artifact.tensors:
-        if tensor not in bundle.keys:
-            data.add_tensor(_new_key(tensor), tensor, artifact)
-
-
-def _is_below(key: str, paths: tuple[tuple[str | int, ...], ...]) -> bool:
-    starts = tuple("/".join(str(part) for part in path) + "/" for path in paths)
-    return f"{key}/".startswith(starts)
 
 
 IMPLEMENTATION = Implementation(recognise, read, lay_out)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,10 @@ from pathlib import Path
 from ckpttool.checksums import crc32c
 from ckpttool.checksums.by_kind import damaged
 from ckpttool.errors import UnreadableError, UnsupportedError
-from ckpttool.formats.tensorflow import protobuf as wire
+from ckpttool.formats.tensorflow import protobuf
 from ckpttool.formats.tensorflow.leveldb import CompressedBlockError, read_table, write_table
+from ckpttool.reading.opened import OpenedFile
+from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import DTYPES, DType
 
 __all__ = [
@@ -53,7 +54,7 @@ _DTYPES: Mapping[int, DType] = {
         8: "complex64",
         9: "int64",
         10: "bool",
-        11: "int8",  # qint8 and the like: integers whose scale stands elsewhere
+        11: "int8",  # qint8 and the like: integers whose scale is stored elsewhere
         12: "uint8",
         13: "int32",
         14: "bfloat16",
@@ -108,15 +109,15 @@ class Entry:
 
     def encode(self) -> bytes:
         """As a BundleEntryProto. Its size does not depend on the checksum."""
-        shape = [wire.write_bytes(2, wire.write_varint(1, size)) for size in self.shape]
+        shape = [protobuf.write_bytes(2, protobuf.write_varint(1, size)) for size in self.shape]
         return b"".join(
             (
-                wire.write_varint(1, self.number),
-                wire.write_bytes(2, shape),
-                wire.write_varint(3, self.shard),
-                wire.write_varint(4, self.offset),
-                wire.write_varint(5, self.nbytes),
-                wire.write_fixed32(6, self.crc),
+                protobuf.write_varint(1, self.number),
+                protobuf.write_bytes(2, shape),
+                protobuf.write_varint(3, self.shard),
+                protobuf.write_varint(4, self.offset),
+                protobuf.write_varint(5, self.nbytes),
+                protobuf.write_fixed32(6, self.crc),
             )
         )
 
@@ -143,12 +144,10 @@ def read_index(path: Path) -> Index:
         UnreadableError: It is truncated, damaged, or states what cannot be.
         UnsupportedError: It is compressed, of a later version, or has partitioned variables.
     """
-    try:
-        if path.stat().st_size > _MAX_INDEX_BYTES:
+    with OpenedFile(path) as file:
+        if file.nbytes > _MAX_INDEX_BYTES:
             raise UnreadableError(f"{path}: too large for the index of a checkpoint", path=path)
-        data = path.read_bytes()
-    except OSError as error:
-        raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
+        data = file.read_at(0, file.nbytes)
     try:
         return _decode(path, data)
     except CompressedBlockError as error:
@@ -183,13 +182,15 @@ def _decode(path: Path, data: bytes) -> Index:
 
 def _decode_header(path: Path, data: bytes) -> tuple[int, bool]:
     shards = endianness = oldest_reader = 0
-    for number, value in wire.fields(data):
+    for number, value in protobuf.fields(data):
         if number == 1:
-            shards = wire.number(value)
+            shards = protobuf.number(value)
         elif number == 2:
-            endianness = wire.number(value)
+            endianness = protobuf.number(value)
         elif number == 3:
-            oldest_reader = next((wire.number(inner) for n, inner in wire.fields(wire.message(value)) if n == 2), 0)
+            oldest_reader = next(
+                (protobuf.number(inner) for n, inner in protobuf.fields(protobuf.message(value)) if n == 2), 0
+            )
     if endianness > 1:
         raise ValueError(f"the byte order {endianness} does not exist")
     if oldest_reader > _VERSION:
@@ -200,19 +201,19 @@ def _decode_header(path: Path, data: bytes) -> tuple[int, bool]:
 def _decode_entry(path: Path, key: bytes, data: bytes) -> Entry:
     dtype = shard = offset = size = crc = 0
     shape: tuple[int, ...] = ()
-    for number, value in wire.fields(data):
+    for number, value in protobuf.fields(data):
         if number == 1:
-            dtype = wire.number(value)
+            dtype = protobuf.number(value)
         elif number == 2:
-            shape = _decode_shape(wire.message(value))
+            shape = _decode_shape(protobuf.message(value))
         elif number == 3:
-            shard = wire.signed(wire.number(value))
+            shard = protobuf.signed(protobuf.number(value))
         elif number == 4:
-            offset = wire.signed(wire.number(value))
+            offset = protobuf.signed(protobuf.number(value))
         elif number == 5:
-            size = wire.signed(wire.number(value))
+            size = protobuf.signed(protobuf.number(value))
         elif number == 6:
-            crc = wire.number(value) & 0xFFFFFFFF
+            crc = protobuf.number(value) & 0xFFFFFFFF
         elif number == 7:
             name = key.decode(errors="replace")
             raise UnsupportedError(
@@ -226,10 +227,10 @@ def _decode_entry(path: Path, key: bytes, data: bytes) -> Entry:
 
 def _decode_shape(data: bytes) -> tuple[int, ...]:
     shape = []
-    for number, value in wire.fields(data):
+    for number, value in protobuf.fields(data):
         if number == 2:
-            size = next((wire.number(inner) for n, inner in wire.fields(wire.message(value)) if n == 1), 0)
-            shape.append(wire.signed(size))
+            size = next((protobuf.number(inner) for n, inner in protobuf.fields(protobuf.message(value)) if n == 1), 0)
+            shape.append(protobuf.signed(size))
         elif number == 3 and value:
             raise ValueError("a tensor has no shape")
     if len(shape) > _MAX_RANK or any(size < 0 for size in shape):
@@ -248,16 +249,15 @@ def _check(key: str, entry: Entry, shards: int) -> None:
 
 def index_bytes(entries: Mapping[str, Entry]) -> bytes:
     """An index of one little-endian data file with these entries. Its size does not depend on the checksums."""
-    header = wire.write_varint(1, 1) + wire.write_bytes(3, wire.write_varint(1, _VERSION))
+    header = protobuf.write_varint(1, 1) + protobuf.write_bytes(3, protobuf.write_varint(1, _VERSION))
     table = sorted((key.encode(), entry.encode()) for key, entry in entries.items())
     return write_table([(b"", header), *table])
 
 
 def read_bytes(path: Path, key: str, entry: Entry) -> bytes:
     """The bytes of one tensor, not checked. `path` is its data file, which must be as long as the entry says."""
-    with path.open("rb") as file:
-        file.seek(entry.offset)
-        data = file.read(entry.nbytes)
+    with OpenedFile(path) as file:
+        data = file.read_at(entry.offset, entry.nbytes)
     if len(data) != entry.nbytes:
         raise UnreadableError(f"{path}: truncated: {key} ends at byte {entry.offset + entry.nbytes}", path=path)
     return data
@@ -270,24 +270,24 @@ def _lengths_crc(lengths: Sequence[int]) -> int:
 
 
 def encode_string(value: bytes) -> tuple[bytes, int]:
-    """A scalar string as it stands in a data file, and its masked checksum.
+    """A scalar string as it is in a data file, and its masked checksum.
 
     In the file are its length as a varint, the masked checksum of the length, and its bytes; the checksum of the
     tensor goes over the length as uint32, that checksum, and the bytes.
     """
     lengths = _lengths_crc([len(value)])
     stored = crc32c.mask(lengths).to_bytes(4, "little")
-    return wire.write_varints(len(value)) + stored + value, crc32c.mask(crc32c.extend(lengths, stored + value))
+    return protobuf.write_varints(len(value)) + stored + value, crc32c.mask(crc32c.extend(lengths, stored + value))
 
 
 def read_string(path: Path, key: str, entry: Entry) -> bytes:
     """A scalar string, checked.
 
     Raises:
-        UnreadableError: It is no scalar string, or damaged.
+        UnreadableError: It is not a scalar string, or damaged.
     """
     if entry.number != STRING or entry.shape:
-        raise UnreadableError(f"{path}: {key} is no string", path=path, tensor=key)
+        raise UnreadableError(f"{path}: {key} is not a string", path=path, tensor=key)
     return check_strings(path, key, entry)
 
 
@@ -302,7 +302,7 @@ def check_strings(path: Path, key: str, entry: Entry) -> bytes:
     position = 0
     with contextlib.suppress(ValueError):  # more strings than bytes: the sizes do not add up then
         for _ in range(math.prod(entry.shape)):
-            size, position = wire.read_varint(data, position)
+            size, position = protobuf.read_varint(data, position)
             lengths.append(size)
     rest = data[position:]
     crc = _lengths_crc(lengths)
@@ -316,13 +316,18 @@ def check_strings(path: Path, key: str, entry: Entry) -> bytes:
     return rest[4:]
 
 
-def sizes(paths: Sequence[Path]) -> dict[Path, int]:
-    """The size of each file; a missing one is an error that says what that means."""
-    try:
-        return {path: os.stat(path).st_size for path in paths}
-    except OSError as error:
+def sizes(paths: Sequence[Path], snapshot: Snapshot) -> dict[Path, int]:
+    """The size of each data file.
+
+    Raises:
+        UnreadableError: One of them is missing.
+    """
+    items = {path: snapshot.item(path) for path in paths}
+    missing = next((path for path, item in items.items() if item is None or item.kind != "file"), None)
+    if missing is not None:
         raise UnreadableError(
-            f"{error.filename}: cannot be read ({error.strerror}); the checkpoint is incomplete",
-            path=error.filename,
+            f"{missing}: missing, or not a file; the checkpoint is incomplete",
+            path=missing,
             hint="A checkpoint is its .index and all its .data files: copy them together.",
-        ) from error
+        )
+    return {path: item.nbytes for path, item in items.items() if item is not None}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 
-from ckpttool.formats.tensorflow import protobuf as wire
+from ckpttool.formats.tensorflow import protobuf
 
 __all__ = ["OBJECT_GRAPH", "prune_object_graph"]
 
@@ -28,13 +28,13 @@ def prune_object_graph(graph: bytes, kept: AbstractSet[str]) -> bytes:
     Raises:
         ValueError: The graph is damaged.
     """
-    nodes = [(number, value) for number, value in wire.fields(graph)]
+    nodes = [(number, value) for number, value in protobuf.fields(graph)]
     emptied = set()
-    pruned: list[list[wire.Field]] = []
+    pruned: list[list[protobuf.Field]] = []
     for position, (_, value) in enumerate(nodes):
         node = []
-        for number, field in wire.fields(wire.message(value)):
-            if number == 2 and _attribute_key(wire.message(field)) not in kept:
+        for number, field in protobuf.fields(protobuf.message(value)):
+            if number == 2 and _attribute_key(protobuf.message(field)) not in kept:
                 emptied.add(position)
             else:
                 node.append((number, field))
@@ -43,22 +43,22 @@ def prune_object_graph(graph: bytes, kept: AbstractSet[str]) -> bytes:
     for (node_number, _), node in zip(nodes, pruned, strict=True):
         parts = []
         for number, field in node:
-            if number == 3 and _slot_node(wire.message(field)) in emptied:
+            if number == 3 and _slot_node(protobuf.message(field)) in emptied:
                 continue
             parts.append(_encode(number, field))
-        out.append(wire.write_bytes(node_number, parts))
+        out.append(protobuf.write_bytes(node_number, parts))
     return b"".join(out)
 
 
 def _attribute_key(attribute: bytes) -> str:
     """The checkpoint key (3) of a SerializedTensor."""
-    return next((wire.message(value).decode() for number, value in wire.fields(attribute) if number == 3), "")
+    return next((protobuf.message(value).decode() for number, value in protobuf.fields(attribute) if number == 3), "")
 
 
 def _slot_node(reference: bytes) -> int:
     """The node (3) of a SlotVariableReference."""
-    return next((wire.number(value) for number, value in wire.fields(reference) if number == 3), 0)
+    return next((protobuf.number(value) for number, value in protobuf.fields(reference) if number == 3), 0)
 
 
 def _encode(number: int, field: int | bytes) -> bytes:
-    return wire.write_bytes(number, field) if isinstance(field, bytes) else wire.write_varint(number, field)
+    return protobuf.write_bytes(number, field) if isinstance(field, bytes) else protobuf.write_varint(number, field)
