@@ -1,4 +1,4 @@
-"""Tensors that lie in pieces: put them together, and cut regions out of them. Arithmetic on offsets, no bytes.
+"""Tensors that are stored in pieces: put them together, and cut regions out of them. Arithmetic on offsets, no bytes.
 
 A sharded checkpoint keeps a tensor as rectangular pieces, cut along any dimensions and as unevenly as the run had
 ranks. Whatever the cut, one member's pieces need not be another's.
@@ -48,7 +48,7 @@ def assembled(shape: tuple[int, ...], pieces: Iterable[Piece]) -> TensorSpec:
 
 
 def in_runs(shape: tuple[int, ...], runs: Iterable[TensorSpec]) -> TensorSpec:
-    """The tensor whose elements, in C order, lie in several runs: how an optimizer that flattens everything keeps it.
+    """The tensor whose elements, in C order, are in several runs: how an optimizer that flattens everything keeps it.
 
     Args:
         shape: Its shape.
@@ -157,7 +157,7 @@ def _check_disjoint(regions: list[Region], axis: int, rank: int, budget: list[in
 
 
 def narrow(spec: TensorSpec, region: Region) -> TensorSpec:
-    """A region of a tensor, as a tensor of its own. The region lies inside."""
+    """A region of a tensor, as a tensor of its own. The region is inside."""
     if region.sizes == spec.shape:
         return spec
     if not spec.pieces:

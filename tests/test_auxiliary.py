@@ -161,6 +161,18 @@ def test_a_folder_of_too_many_files_is_left_out_as_a_whole(tmp_path, monkeypatch
     assert left_out(open_checkpoint(tmp_path / "b")) == {"samples": "more than 3 files"}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes as a name")
+def test_names_that_are_not_text_are_left_out_and_shown_escaped(tmp_path):
+    newest = save(tmp_path / "b", 3, "größe.txt", "two\nlines.onnx")
+    (newest / os.fsdecode(b"\xff.txt")).write_text("x")
+    plan = average([save(tmp_path / "a", 1), newest], tmp_path / "out", dry_run=True)
+    assert plan.notes == (
+        "not copied: 'two\\nlines.onnx' (weights that are not averaged); '\\udcff.txt' (a name that is not Unicode)",
+    )
+    average([tmp_path / "a", newest], tmp_path / "out")
+    assert files_below(tmp_path / "out") == {"model.safetensors", "größe.txt"}
+
+
 # --- Links -----------------------------------------------------------------------------------------------------
 
 

@@ -321,6 +321,18 @@ def test_one_plain_file_in_a_directory_keeps_its_names_and_its_configuration(tmp
     average(tmp_path, tmp_path / "one.safetensors", last=2)
 
 
+def test_the_directories_of_litgpt_keep_their_configuration_and_tokenizer(tmp_path):
+    names = ["lit_model.pth", "model_config.yaml", "hyperparameters.yaml", "tokenizer.json", "tokenizer.model"]
+    for step in (1000, 2000):
+        folder = tmp_path / f"step-{step:08d}"
+        save(folder / "lit_model.pth", {"model": state(step), "optimizer": {"state": {}}, "iter_num": step})
+        for name in names[1:]:
+            (folder / name).write_text(name)
+    average([tmp_path / "step-00001000", tmp_path / "step-00002000"], tmp_path / "out")
+    assert files_below(tmp_path / "out") == sorted(names)
+    assert_state(load(tmp_path / "out" / "lit_model.pth")["model"], 1000, 2000)
+
+
 def test_an_unpacked_nemo_archive_is_a_directory_to_be_packed_again(tmp_path):
     for step in (1, 2):
         folder = tmp_path / f"step_{step}"

@@ -110,7 +110,7 @@ FORMATS: Mapping[str, Format] = {
             directory_names=(
                 *("CKPT.yaml", "mp_rank_*", "tp_rank_*", "*_states.pt", "*-model_states.pt", "checkpoint", "model"),
                 *("*-shard*.pt", "*_part*.pt", "*-model_part-*.pt", "*-part*.pt"),
-                *("model.pt", "model.pth", "model.ckpt", "pytorch_model.pt", "model_weights.ckpt", "lit_model.pth"),
+                *("model.pt", "model.pth", "model.ckpt", "pytorch_model.pt", "model_weights.ckpt", "lit_model.pth*"),
             ),
         ),
         Format(

@@ -81,7 +81,8 @@ def _by_reason(newest: Checkpoint) -> str:
     """What is left out, the names that have one reason together: ``a, b (weights that are not averaged); c (logs)``."""
     names: dict[str, list[str]] = {}
     for item in newest.left_out:
-        names.setdefault(item.reason, []).append(item.path.relative_to(newest.path).as_posix())
+        name = item.path.relative_to(newest.path).as_posix()
+        names.setdefault(item.reason, []).append(name if name.isprintable() else ascii(name))
     return "; ".join(f"{first_names(some)} ({reason})" for reason, some in names.items())
 
 

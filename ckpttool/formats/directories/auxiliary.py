@@ -182,6 +182,8 @@ class _Survey:
 
     def _entry(self, name: str, item: Item, *, is_state: bool) -> list[AuxiliaryFile]:
         """The files that one entry of a directory gives; why it gives none is noted."""
+        if not _is_unicode(name):
+            return self._leave(name, "a name that is not Unicode")
         is_state = is_state or is_training_state(name)
         if item.kind == "missing":
             if not is_state and matches(name, _KNOWN):
@@ -264,6 +266,14 @@ class _Survey:
 def _parents(name: str) -> list[str]:
     parts = name.split("/")
     return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _ignored(name: str) -> str | None:

@@ -48,7 +48,15 @@ _GROUP = re.compile(r"(?P<stem>.+?)(?P<label>(?:-shard|_part|-model_part-|-part-
 _STATES = re.compile(
     r"(?:mp_rank_\d+|layer_\d+-model_\d+(?:-\d+)?|layer_\d+_expert_\d+_mp_rank_\d+|expert_\d+_mp_rank_\d+)[-_]model_states\.pt"
 )
-_ALONE = ("model.pt", "model.pth", "model.ckpt", "pytorch_model.pt", "model_weights.ckpt", "lit_model.pth")
+_ALONE = (
+    "model.pt",
+    "model.pth",
+    "model.ckpt",
+    "pytorch_model.pt",
+    "model_weights.ckpt",
+    "lit_model.pth",
+    "lit_model.pth.lora",
+)
 
 
 @dataclass(frozen=True)

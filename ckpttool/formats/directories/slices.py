@@ -23,7 +23,7 @@ from ckpttool.tiling import TilingError, assembled
 __all__ = ["FOLDER", "are_sliced", "is_slice_file", "put_together", "slice_files"]
 
 FOLDER = "sharded"
-"""Where the slices are when the files that they are consolidated into lie above them."""
+"""Where the slices are when the files that they are consolidated into are in the folder above."""
 
 _INFO = "DCP_SHARDING_INFO"
 _OWN_METADATA = frozenset({_INFO, "DCP_VERSION"})

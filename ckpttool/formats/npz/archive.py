@@ -48,6 +48,7 @@ _HISTORY = "history_errs"
 _STEPS = ("global_step", "num_updates", "step", "iteration")
 _MAX_TEXT = 1 << 16
 _MAX_SCALARS = 1000
+_MAX_QUOTED = 200
 _USUAL_HEADER = 256
 """Bytes that have all of most headers."""
 
@@ -196,7 +197,9 @@ def _read_header(archive: Archive, record: str) -> tuple[Header, bytes]:
         raise
     except (EOFError, ValueError) as error:
         raise UnreadableError(
-            f"{archive.path}: {record} is damaged: {error}", path=archive.path, tensor=record.removesuffix(_NPY)
+            f"{archive.path}: {record} is damaged: {str(error)[:_MAX_QUOTED]}",
+            path=archive.path,
+            tensor=record.removesuffix(_NPY),
         ) from error
     return header, start[: header.nbytes]
 

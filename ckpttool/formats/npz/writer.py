@@ -1,6 +1,6 @@
 """A zip archive as numpy.savez writes it, laid out before its contents exist.
 
-Sizes and checksums stand in the local headers, none behind the data, because Marian's reader goes from header to
+Sizes and checksums are in the local headers, none after the data, because Marian's reader goes from header to
 header. zip64's fields are written only where a number needs them. PKWARE's APPNOTE.TXT 6.3, sections 4.3 and 4.5.3.
 """
 

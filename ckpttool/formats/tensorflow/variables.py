@@ -2,7 +2,7 @@
 
 TensorFlow writes no types into a checkpoint. Its conventions are that the slots of a Keras optimizer are
 ``model/w/.OPTIMIZER_SLOT/optimizer/m``, the variables of newer ones ``optimizer/_variables/3``, those of metrics
-``keras_api/metrics/0/total``, and by TensorFlow 1 slots are ``w/Adam`` beside ``w``. A scalar called ``step`` or the
+``keras_api/metrics/0/total``, and by TensorFlow 1 slots are ``w/Adam`` next to ``w``. A scalar called ``step`` or the
 like is a counter.
 """
 
