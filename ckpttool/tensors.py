@@ -1,7 +1,7 @@
-"""The words that travel between rooms: where a tensor's bytes are, and where they go.
+"""The data model: where a tensor's bytes are, and where they are written.
 
 A checkpoint is a map from tensor names to byte extents in files. A format reads a file into a `Checkpoint`
-and lays an `Artifact` (what shall be written) out as `OutputFile`s; everything between is arithmetic on
+and lays an `Artifact` (what is to be written) out as `OutputFile`s; everything between is arithmetic on
 extents. Nothing here opens a file, and nothing here needs numpy.
 """
 
@@ -43,7 +43,7 @@ ChecksumKind = Literal["crc32", "crc32c"]
 """Zip archives have the one, TensorFlow the other."""
 
 TensorId = tuple[str, str]
-"""(section, name): ``("", name)`` for the weights, ``("ema", name)`` for a copy stored beside them."""
+"""(section, name): ``("", name)`` for the weights, ``("ema", name)`` for an average stored next to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ class Region(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A rectangular part of a tensor that lies elsewhere than the rest: where it begins, and its bytes."""
+    """A rectangular part of a tensor that is stored apart from the rest: where it begins, and its bytes."""
 
     offsets: tuple[int, ...]
     spec: TensorSpec
@@ -149,7 +149,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor as it lies in a file: a view of a storage, or several such views put together.
+    """A tensor as it is stored: a view of a storage, or several such views put together.
 
     Two names whose specs are equal are tied: they are one tensor. `strides` is None for C order and only then,
     so that equal views are equal specs (use `TensorSpec.view` to build one from arbitrary strides).
@@ -160,8 +160,8 @@ class TensorSpec:
         storage: The bytes of the whole storage it is a view of.
         offset: Index of its first element in the storage, in elements.
         strides: In elements, one for each dimension; None for C order.
-        big_endian: Whether the bytes of an element stand in the other order.
-        pieces: Of a tensor that lies in pieces: these, none of them empty or itself in pieces, which together are the
+        big_endian: Whether the bytes of an element are in the other order.
+        pieces: Of a tensor stored in pieces: these, none of them empty or itself in pieces, which are together the
             whole tensor without a gap or an overlap, sorted by where they begin (`ckpttool.tiling` makes such). Then
             `storage` is that of the first piece, `offset` says nothing and `strides` is None. Empty for all other
             tensors.
@@ -233,8 +233,8 @@ class Checkpoint:
         path: The file or directory as the user named it.
         format: Name of its format in the registry of `ckpttool.formats`.
         weights: The model's weights: name to spec, in the file's own order.
-        copies: Further sets of the same weights that the file holds beside them (a stored moving average),
-            by the dotted key path where they stand: ``{"ema": {...}}``, ``{"extra_state.ema": {...}}``.
+        copies: Further sets of the same weights that the file holds next to them (a stored moving average),
+            by their dotted key path: ``{"ema": {...}}``, ``{"extra_state.ema": {...}}``.
         section: Dotted key path(s) where the weights were found; empty for a bare state dict.
         step: The training step that the content states, or None.
         values: The small plain values of the container (numbers, strings, booleans), by dotted key path:

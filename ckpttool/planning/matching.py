@@ -24,7 +24,7 @@ class Matched:
 
     Attributes:
         names: The tensors of the output, as the newest member names them, in its order.
-        found: For each member, those of its tensors that answer to these names.
+        found: For each member, its tensors of these names.
         notes: What a user should know about how they were matched.
         alone: Names that are in the newest only and keep its value (policy "newest").
     """
