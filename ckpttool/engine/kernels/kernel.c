@@ -16,6 +16,7 @@
 #endif
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #elif defined(__aarch64__) && defined(__ARM_FEATURE_CRC32)
 #include <arm_acle.h>
@@ -102,16 +103,42 @@ typedef int mean_function(const void *const *raws, const uint8_t *types, const d
 
 #if defined(__x86_64__)
 #define BODY(name) name##_avx2
-#define TARGET __attribute__((target("avx2")))
+#define TARGET __attribute__((target("avx2,f16c")))
+#define HALF_LANES 8
+
+static inline TARGET void halves_to_floats_avx2(float *to, const void *from) {
+    _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(from)));
+}
+
+static inline TARGET void floats_to_halves_avx2(void *to, const float *from) {
+    _mm_storeu_si128(to, _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
+}
+
 #include "kernel_body.h"
 #undef BODY
 #undef TARGET
+#undef HALF_LANES
 
 #define BODY(name) name##_avx512
+#if defined(__clang__)
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+#else
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+#endif
+#define HALF_LANES 16
+
+static inline TARGET void halves_to_floats_avx512(float *to, const void *from) {
+    _mm512_storeu_ps(to, _mm512_cvtph_ps(_mm256_loadu_si256(from)));
+}
+
+static inline TARGET void floats_to_halves_avx512(void *to, const float *from) {
+    _mm256_storeu_si256(to, _mm512_cvtps_ph(_mm512_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
+}
+
 #include "kernel_body.h"
 #undef BODY
 #undef TARGET
+#undef HALF_LANES
 #endif
 
 static const struct {
@@ -140,8 +167,10 @@ EXPORT const char *ckpttool_kernel_name(int variant) {
 EXPORT int ckpttool_kernel_supported(int variant) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (variant == 1)
-        return __builtin_cpu_supports("avx2") != 0;
+    if (variant == 1) {
+        unsigned int a, b, c, d; /* not every compiler knows the name of f16c here */
+        return __builtin_cpu_supports("avx2") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+    }
     if (variant == 2)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

@@ -37,7 +37,29 @@ INLINE double BODY(widen_float16)(const void *raw, size_t index) {
 
 ADDING(float32, BODY(widen_float32)(raw, i))
 ADDING(bfloat16, BODY(widen_bfloat16)(raw, i))
+#ifdef HALF_LANES /* so many at a time by an instruction */
+static TARGET void BODY(halves)(float *restrict to, const void *raw, size_t count) {
+    size_t i = 0;
+    for (; i + HALF_LANES <= count; i += HALF_LANES)
+        BODY(halves_to_floats)(to + i, (const char *)raw + 2 * i);
+    for (; i < count; i++)
+        to[i] = (float)BODY(widen_float16)(raw, i);
+}
+
+static TARGET void BODY(set_float16)(double *restrict sum, const void *raw, double weight, size_t count) {
+    float values[BLOCK];
+    BODY(halves)(values, raw, count);
+    BODY(set_float32)(sum, values, weight, count);
+}
+
+static TARGET void BODY(add_float16)(double *restrict sum, const void *raw, double weight, size_t count) {
+    float values[BLOCK];
+    BODY(halves)(values, raw, count);
+    BODY(add_float32)(sum, values, weight, count);
+}
+#else
 ADDING(float16, BODY(widen_float16)(raw, i))
+#endif
 ADDING(float64, BODY(widen_float64)(raw, i))
 #undef ADDING
 
@@ -159,7 +181,28 @@ static TARGET uint32_t BODY(store_bfloat16)(const double *restrict sum, double d
         return nonfinite;                                                                                              \
     }
 
+#ifdef HALF_LANES
+static TARGET uint32_t BODY(store_float16)(const double *restrict sum, double divisor, void *out, size_t count) {
+    loose_u16 *restrict to = out;
+    uint16_t nonfinite = 0;
+    size_t i = 0;
+    ROUND(11, -14);
+    for (; i + HALF_LANES <= count; i += HALF_LANES)
+        BODY(floats_to_halves)((char *)out + 2 * i, rounded + i); /* exact: they are such numbers already */
+    for (; i < count; i++) {
+        uint32_t ignored = 0;
+        to[i] = (uint16_t)BODY(pack)(rounded[i], 10, 15, 0x7BFF, 0x7C00, 0x7E00, 0x8000, 1, &ignored);
+    }
+    for (i = 0; i < count; i++) {
+        const uint16_t bits = to[i], magnitude = bits & 0x7FFF;
+        nonfinite |= (int16_t)magnitude >= 0x7C00 ? 1 : 0;
+        to[i] = (int16_t)magnitude > 0x7C00 ? 0x7E00 : bits;
+    }
+    return nonfinite;
+}
+#else
 STORING(float16, loose_u16, 10, 15, 0x7BFF, 0x7C00, 0x7E00, 0x8000, 1)
+#endif
 STORING(float8_e4m3fn, uint8_t, 3, 7, 0x7E, 0x7F, 0x7F, 0x80, 1)
 STORING(float8_e4m3fnuz, uint8_t, 3, 8, 0x7F, 0x80, 0x80, 0x80, 0)
 STORING(float8_e5m2, uint8_t, 2, 15, 0x7B, 0x7C, 0x7E, 0x80, 1)
