@@ -16,9 +16,10 @@ DEEPSPEED_ENV := .venv-deepspeed
 NUMPY1_ENV := .venv-numpy1
 TENSORFLOW_ENV := .venv-tensorflow
 SMOKE := build/smoke
+KERNEL := ckpttool/engine/kernels/_kernel.so
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-frameworks test-deepspeed test-numpy1 test-tensorflow lint wheel-smoke bench figures clean
+.PHONY: help demo test test-frameworks test-deepspeed test-numpy1 test-tensorflow lint wheel-smoke kernel bench figures clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +29,7 @@ demo: $(USER_ENV)/made  ## Average the last 5 checkpoints of a real small run, a
 	$(USER_ENV)/bin/ckpttool average $(DIGITS)/run --last 5 -o build/averaged.safetensors --force
 	$(USER_ENV)/bin/python $(DIGITS)/evaluate.py $(DIGITS)/run/checkpoint-2000.pt build/averaged.safetensors
 
-test: $(DEV_ENV)/made  ## Run the whole test suite
+test: $(DEV_ENV)/made $(KERNEL)  ## Run the whole test suite
 	$(DEV_ENV)/bin/python -m pytest $(ARGS)
 
 test-frameworks: $(FRAMEWORKS_ENV)/made  ## Let training frameworks load the results (downloads them, takes minutes)
@@ -50,15 +51,25 @@ lint: $(DEV_ENV)/made  ## Check style, format and types
 	$(DEV_ENV)/bin/ruff format --check .
 	$(DEV_ENV)/bin/mypy
 
-wheel-smoke: $(DEV_ENV)/made  ## Build the wheel, and use it in an environment with nothing else
+wheel-smoke: $(DEV_ENV)/made  ## Build both wheels, and use each in an environment with nothing else
 	rm -rf dist $(SMOKE)
-	$(DEV_ENV)/bin/python -m build --outdir dist
-	$(PYTHON) -m venv $(SMOKE)/env
-	$(SMOKE)/env/bin/python -m pip install --quiet dist/*.whl
-	mkdir $(SMOKE)/empty
-	cd $(SMOKE)/empty && ../env/bin/ckpttool --version
-	cd $(SMOKE)/empty && ../env/bin/ckpttool --help
-	cd $(SMOKE)/empty && ../env/bin/ckpttool average $(abspath $(DIGITS)/run) --last 5 -o averaged.safetensors
+	CKPTTOOL_KERNEL=yes $(DEV_ENV)/bin/python -m build --outdir dist
+	CC=false $(DEV_ENV)/bin/python -m build --wheel --outdir dist
+	mkdir -p $(SMOKE)/compiled $(SMOKE)/pure
+	for kind in compiled pure; do $(PYTHON) -m venv $(SMOKE)/$$kind/env || exit 1; done
+	$(SMOKE)/compiled/env/bin/python -m pip install --quiet $$(ls dist/*.whl | grep -v none-any)
+	CC=false PATH=/nonexistent $(abspath $(SMOKE))/pure/env/bin/python -m pip install --quiet dist/*none-any.whl
+	cd $(SMOKE)/compiled && CKPTTOOL_KERNEL=yes env/bin/ckpttool --version -v
+	cd $(SMOKE)/pure && env/bin/ckpttool --version -v | grep -x 'kernel: numpy'
+	for kind in compiled pure; do ( cd $(SMOKE)/$$kind && env/bin/ckpttool --help > /dev/null && \
+		env/bin/ckpttool average $(abspath $(DIGITS)/run) --last 5 -o averaged.safetensors ) || exit 1; done
+	cmp $(SMOKE)/compiled/averaged.safetensors $(SMOKE)/pure/averaged.safetensors
+
+kernel: $(KERNEL)  ## Build the compiled kernel in place, for work on its sources
+
+# Without a compiler, numpy computes.
+$(KERNEL): hatch_build.py $(wildcard ckpttool/*/*.c ckpttool/*/*/*.[ch])
+	-$(PYTHON) hatch_build.py
 
 bench: $(DEV_ENV)/made  ## Measure speed and memory (makes its data in benchmarks/data)
 	set -e; for script in $(wildcard benchmarks/*.py); do $(DEV_ENV)/bin/python $$script; done
@@ -67,7 +78,7 @@ figures: $(DEV_ENV)/made  ## Make the pictures of the documentation again
 	set -e; for script in $(wildcard docs/make_*.py); do $(DEV_ENV)/bin/python $$script; done
 
 clean:  ## Remove everything that make has made
-	rm -rf $(USER_ENV) $(DEV_ENV) $(FRAMEWORKS_ENV) $(DEEPSPEED_ENV) $(NUMPY1_ENV) $(TENSORFLOW_ENV) build dist
+	rm -rf $(USER_ENV) $(DEV_ENV) $(FRAMEWORKS_ENV) $(DEEPSPEED_ENV) $(NUMPY1_ENV) $(TENSORFLOW_ENV) build dist $(KERNEL) ckpttool/checksums/_crc.so
 
 # An environment is made anew when pyproject.toml has changed. Its last step leaves the stamp, so half an environment
 # never counts. The package is installed as a link to the sources: a change in them needs no new environment.

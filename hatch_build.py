@@ -1,4 +1,4 @@
-"""Builds the compiled kernel, a plain C library, when a wheel is made or the sources are installed as a link.
+"""Builds the compiled kernel and checksums, plain C libraries, for a wheel or for sources that are installed as a link.
 
 Without a working compiler there is a pure wheel, and ckpttool computes with numpy. The environment variable
 CKPTTOOL_KERNEL says otherwise: `yes` fails where the kernel cannot be built, `no` does not try.
@@ -23,8 +23,11 @@ try:
 except ImportError:  # in-place, by hand
     BuildHookInterface = object  # type: ignore[assignment,misc]
 
-KERNELS = "ckpttool/engine/kernels"
-LIBRARY = "_kernel.so"
+LIBRARIES = {
+    "ckpttool/engine/kernels/kernel.c": "ckpttool/engine/kernels/_kernel.so",
+    "ckpttool/checksums/crc.c": "ckpttool/checksums/_crc.so",
+}
+"""Each source and what is made of it."""
 
 FLAGS = (
     "-O3",
@@ -97,22 +100,22 @@ def build(source: Path, target: Path) -> None:
         raise KernelError(f"{shlex.join(command)}\n{done.stderr.strip()}")
 
 
-def build_in_place(root: Path) -> Path:
-    """Compile the kernel next to its sources; a process that has the old one loaded keeps it.
+def build_in_place(root: Path) -> list[Path]:
+    """Compile every library next to its sources; a process that has the old one loaded keeps it.
 
     Raises:
-        KernelError: It cannot be compiled, or the directory cannot be written to.
+        KernelError: One cannot be compiled, or its directory cannot be written to.
     """
-    directory = root / KERNELS
-    target = directory / LIBRARY
-    try:
-        with tempfile.TemporaryDirectory(dir=directory) as temporary:
-            made = Path(temporary) / LIBRARY
-            build(directory / "kernel.c", made)
-            made.replace(target)
-    except OSError as error:
-        raise KernelError(f"{directory}: {error.strerror}") from error
-    return target
+    for source, library in LIBRARIES.items():
+        target = root / library
+        try:
+            with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+                made = Path(temporary) / target.name
+                build(root / source, made)
+                made.replace(target)
+        except OSError as error:
+            raise KernelError(f"{target.parent}: {error.strerror}") from error
+    return [root / library for library in LIBRARIES.values()]
 
 
 class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
@@ -129,14 +132,15 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
                 return
             # Not in place: sources may be read-only, and what is built from them must not change them.
             self._temporary = tempfile.TemporaryDirectory()
-            made = Path(self._temporary.name) / LIBRARY
-            build(root / KERNELS / "kernel.c", made)
+            made = {library: Path(self._temporary.name) / Path(library).name for library in LIBRARIES.values()}
+            for source, library in LIBRARIES.items():
+                build(root / source, made[library])
         except KernelError as error:
             if wish() == "yes":
                 raise SystemExit(f"the kernel cannot be built:\n{error}") from error
             self.app.display_warning(f"without the compiled kernel, numpy will compute: {error}")
             return
-        build_data["force_include"][str(made)] = f"{KERNELS}/{LIBRARY}"
+        build_data["force_include"].update({str(path): library for library, path in made.items()})
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{platform_tag()}"
 
@@ -150,7 +154,7 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
 def main() -> None:
     """Build in place."""
     try:
-        print(build_in_place(Path(__file__).resolve().parent))
+        print(*build_in_place(Path(__file__).resolve().parent), sep="\n")
     except KernelError as error:
         sys.exit(str(error))
 

@@ -93,10 +93,18 @@ DTYPES: Mapping[str, DType] = {
 
 
 class Checksum(NamedTuple):
-    """What a file says the checksum of some of its bytes is; `value` in [0, 2**32), not masked."""
+    """What a file says the checksum of some of its bytes is.
+
+    Attributes:
+        kind: Which checksum.
+        value: In [0, 2**32), not masked.
+        optional: Whether it is compared only where all of the bytes are read anyway, from end to end: the framework
+            that the file is from does not compare it.
+    """
 
     kind: ChecksumKind
     value: int
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +113,7 @@ class Extent:
 
     `deflated` is None for plain bytes; otherwise the bytes are a raw DEFLATE stream of `deflated` bytes that
     starts at `offset` and inflates to `nbytes`. `checksum` is that of the plain bytes, and whoever reads all of them
-    refuses them if it is another: a format states it where the framework that the files are from checks it, too.
+    refuses them if it is another.
     """
 
     path: Path

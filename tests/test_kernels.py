@@ -216,13 +216,9 @@ def test_what_is_not_the_library_is_left_alone(tmp_path):
 
 def build(tree, **environment):
     """Build in place, in a copy of what a build needs."""
-    (tree / "ckpttool/engine").mkdir(parents=True)
     shutil.copy(ROOT / "hatch_build.py", tree)
-    shutil.copytree(
-        ROOT / "ckpttool/engine/kernels",
-        tree / "ckpttool/engine/kernels",
-        ignore=shutil.ignore_patterns("*.so", "*.py*"),
-    )
+    for folder in ("ckpttool/engine/kernels", "ckpttool/checksums"):
+        shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("*.so", "*.py*"))
     done = subprocess.run(
         [sys.executable, "-I", str(tree / "hatch_build.py")],
         check=False,

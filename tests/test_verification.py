@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from ckpttool.checksums import crc32c
 from ckpttool.checksums.by_kind import checksum
+from ckpttool.checksums.compiled import compiled_checksum
 from ckpttool.engine import execute, execute_together
 from ckpttool.errors import CkpttoolError, MismatchError, NonFiniteError, UnreadableError
 from ckpttool.formats import open_checkpoint
@@ -133,18 +134,6 @@ def test_the_frameworks_own_reader_refuses_the_same(tmp_path: Path, kind: str) -
     if kind == "npz":
         with np.load(path) as archive, pytest.raises(zipfile.BadZipFile):
             archive["net_large"]
-
-
-def test_a_torch_file_is_averaged_as_torch_reads_it(tmp_path: Path) -> None:
-    """torch.load compares no checksum, and some programs that write such files state none or a wrong one."""
-    path = tmp_path / "1.pt"
-    torch.save({"w": torch.zeros(100)}, path)
-    flip(open_checkpoint(path).weights["w"].storage, 3)
-    assert torch.load(path)["w"][0] != 0
-    other = tmp_path / "2.pt"
-    other.write_bytes(path.read_bytes())
-    execute(plan_of([path, other], tmp_path / "out.pt"))
-    assert torch.equal(torch.load(tmp_path / "out.pt")["w"], torch.load(path)["w"])
 
 
 def test_a_wrong_checksum_in_the_index_is_refused(tmp_path: Path) -> None:
@@ -353,3 +342,48 @@ def test_parts_of_any_length_in_any_order_are_the_whole(
 @given(st.integers(0, 2**32 - 1))
 def test_a_masked_checksum_can_be_unmasked(crc: int) -> None:
     assert crc32c.unmask(crc32c.mask(crc)) == crc
+
+
+# --- What torch states and does not compare ----------------------------------------------------------------------
+
+
+COMPILED = pytest.mark.skipif(compiled_checksum() is None, reason="the compiled checksums are not built here")
+
+
+def torch_files(directory: Path, *, computed: bool = True) -> list[Path]:
+    paths = []
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(computed)
+    try:
+        for step in (1, 2, 3):
+            paths.append(directory / f"{step}.pt")
+            flat = torch.arange(100_000, dtype=torch.float32) + step
+            torch.save({"large": flat.clone(), "part": torch.ones(9)[:4], "half": torch.ones(3).half()}, paths[-1])
+    finally:
+        torch.serialization.set_crc32_options(before)
+    return paths
+
+
+@COMPILED
+def test_a_flipped_bit_in_a_record_of_torch_is_refused_and_named(tmp_path: Path) -> None:
+    """Torch itself loads it without a word."""
+    paths = torch_files(tmp_path)
+    flip(open_checkpoint(paths[1]).weights["large"].storage, 123_456)
+    assert torch.load(paths[1])["large"].shape == (100_000,)
+    error = refused(plan_of(paths, tmp_path / "out.pt"), "large is damaged")
+    assert (error.path, error.tensor) == (paths[1], "large")
+
+
+@COMPILED
+def test_records_of_torch_are_compared_where_they_are_read_from_end_to_end(tmp_path: Path) -> None:
+    """A view of a part of a record does not make the rest of it be read."""
+    paths = torch_files(tmp_path)
+    result = execute(plan_of(paths, tmp_path / "out.pt"), chunk_elements=CHUNK)
+    assert result.bytes_verified == 3 * (400_000 + 6)
+    assert result.bytes_read == 3 * (400_000 + 6 + 16)
+
+
+def test_torch_files_without_checksums_are_averaged(tmp_path: Path) -> None:
+    paths = torch_files(tmp_path, computed=False)
+    flip(open_checkpoint(paths[1]).weights["large"].storage, 123_456)  # no one can know
+    assert execute(plan_of(paths, tmp_path / "out.pt")).bytes_verified == 0

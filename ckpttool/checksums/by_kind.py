@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ckpttool.checksums import crc32c
+from ckpttool.checksums.compiled import compiled_checksum
 from ckpttool.checksums.crc32 import combine_crc32
 from ckpttool.errors import UnreadableError
 from ckpttool.tensors import ChecksumKind
@@ -14,8 +15,16 @@ from ckpttool.tensors import ChecksumKind
 __all__ = ["checksum", "combined", "damaged"]
 
 
+_SHORT = 4096
+"""Fewer bytes are not worth a call of the compiled function."""
+
+
 def checksum(kind: ChecksumKind, data: bytes | memoryview) -> int:
     """The checksum of some contiguous bytes."""
+    if len(data) >= _SHORT:
+        extend = compiled_checksum()
+        if extend is not None:
+            return extend(kind, 0, data)
     return zlib.crc32(data) if kind == "crc32" else crc32c.extend(0, data)
 
 

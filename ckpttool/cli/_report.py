@@ -95,6 +95,7 @@ def document(
             "seconds": round(result.seconds, 3),
             "bytes_read": result.bytes_read,
             "bytes_written": result.bytes_written,
+            "bytes_verified": result.bytes_verified,
             "kernel": result.kernel,
             "differing": [tensor_label(name) for name in result.differing],
             "infinite": [tensor_label(name) for name in result.infinite],
@@ -168,7 +169,8 @@ def print_result(result: Result, out: Output) -> None:
     rate = result.bytes_read / max(result.seconds, 1e-9)
     out.say(
         f"Wrote {format_bytes(result.bytes_written)} in {result.seconds:.2f} s "
-        f"(read {format_bytes(result.bytes_read)}, {format_bytes(rate)}/s):"
+        f"(read {format_bytes(result.bytes_read)}, {format_bytes(rate)}/s"
+        f"{', checksums compared' if result.bytes_verified else ''}):"
     )
     out.answer(str(result.output))
 

@@ -45,6 +45,7 @@ class Result:
         output: Path of the output.
         bytes_read: From the members' files, as tensors and as verbatim copies.
         bytes_written: Size of the output.
+        bytes_verified: Of the bytes read, those that were compared with the checksums that the files state.
         seconds: Wall-clock time.
         kernel: What computed the sums: avx512, avx2, neon or baseline (compiled), or numpy.
         differing: Tensors taken from the newest member that did not hold the same values in every member.
@@ -54,6 +55,7 @@ class Result:
     output: Path
     bytes_read: int
     bytes_written: int
+    bytes_verified: int
     seconds: float
     kernel: str
     differing: tuple[TensorId, ...] = ()
@@ -149,6 +151,7 @@ def execute_together(
             output=plan.output,
             bytes_read=bytes_read,
             bytes_written=plan.bytes_to_write,
+            bytes_verified=preparation.bytes_verified,
             seconds=seconds,
             kernel=kernel,
             differing=tuple(tensor.id for tensor in plan.tensors if tensor.id in differing),

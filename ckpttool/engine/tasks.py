@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+from ckpttool.checksums.compiled import compiled_checksum
 from ckpttool.engine.numerics import Weighting
 from ckpttool.errors import CkpttoolError, MismatchError, UsageError
 from ckpttool.planning.plan import Action, Plan, PlannedTensor
@@ -205,6 +206,11 @@ class Preparation:
         tasks.extend(each for each in self._verifications.values() if each.reader is None)
         return tasks
 
+    @property
+    def bytes_verified(self) -> int:
+        """How many bytes are compared with checksums that the inputs state."""
+        return sum(verification.nbytes for verification in self._verifications.values())
+
     def check_verified(self) -> None:
         """Make sure, when all tasks are done, that what has a checksum was compared with it.
 
@@ -296,24 +302,36 @@ class Preparation:
         view = open_view(spec, strides, self._sources, label)
         if isinstance(view, PiecedView):
             for piece in spec.pieces:
-                self._verification(piece.spec.storage, label)
+                self._verification(piece.spec.storage, label, whole=False)
             return view
-        view.verification = found = self._verification(spec.storage, label)
-        if found is not None and found.reader is None:
+        storage = spec.storage
+        if storage.checksum is not None:
             # Only who reads the whole from end to end can check it on the way.
-            whole = view.shape is None and view.base == found.position and spec.nbytes == found.nbytes
-            found.reader = view if whole else None
+            whole = view.shape is None and not spec.offset and spec.nbytes == storage.nbytes
+            view.verification = found = self._verification(storage, label, whole=whole)
+            if found is not None and found.reader is None and whole:
+                found.reader = view
         return view
 
-    def _verification(self, extent: Extent, label: str) -> Verification | None:
-        """What checks these bytes, once in a run; None where nothing is stated, or inflating has checked it."""
-        if extent.checksum is None or extent.deflated is not None or not extent.nbytes:
+    def _verification(self, extent: Extent, label: str, *, whole: bool) -> Verification | None:
+        """What checks these bytes, once in a run; None where nothing is stated, or inflating has checked it.
+
+        Args:
+            extent: The bytes.
+            label: What they are, for messages.
+            whole: Whether they are read from end to end. An optional checksum is not compared otherwise; nor by zlib,
+                which would take a sixth of the time.
+        """
+        stated = extent.checksum
+        if stated is None or extent.deflated is not None or not extent.nbytes:
+            return None
+        if stated.optional and not (whole and compiled_checksum() is not None):
             return None
         source, position = self._sources.locate(extent, label)
-        key = (id(source), position, extent.nbytes, extent.checksum)
+        key = (id(source), position, extent.nbytes, stated)
         found = self._verifications.get(key)
         if found is None:
-            found = Verification(source, position, extent.nbytes, extent.checksum, label)
+            found = Verification(source, position, extent.nbytes, stated, label)
             self._verifications[key] = found
         return found
 
@@ -341,7 +359,7 @@ class Preparation:
             for number, file in enumerate(plan.files):
                 for copy in file.copies:
                     source, position = self._sources.locate(copy.source, "its training state")
-                    verification = self._verification(copy.source, "what is copied from it")
+                    verification = self._verification(copy.source, "what is copied from it", whole=True)
                     if verification is not None:
                         if verification.reader is None:
                             verification.reader = copy

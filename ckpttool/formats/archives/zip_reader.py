@@ -125,8 +125,9 @@ class Archive:
 
         Args:
             name: Its name.
-            checked: Whether they shall be checked when they are read. A deflated record always is: inflating it costs
-                more than that, and a flipped bit in it spoils all that follows.
+            checked: Whether they shall be checked whenever they are read, and not only where all of them are read from
+                end to end. A deflated record always is: inflating it costs more than that, and a flipped bit in it
+                spoils all that follows.
 
         Raises:
             UnreadableError: There is no such record, or its header contradicts the directory.
@@ -156,7 +157,7 @@ class Archive:
             raise self._damaged(f"the record {name} has two sizes")
         deflated = packed if method == _DEFLATED else None
         # torch.save can be told to write no CRC, and then writes 0.
-        stated = Checksum("crc32", crc) if crc and (checked or deflated is not None) else None
+        stated = Checksum("crc32", crc, optional=not checked and deflated is None) if crc else None
         return Extent(self.path, self.base + start, nbytes, deflated, stated)
 
     def read(self, name: str, limit: int | None = None) -> bytes:
