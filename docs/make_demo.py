@@ -2,8 +2,8 @@
 
     python docs/make_demo.py
 
-The commands run in a pseudo-terminal, so that the picture has what people see: tables with lines, and colour where
-there is any. A test draws it again and compares, so the picture cannot lie.
+The commands run in a pseudo-terminal, so that the picture shows what users see: tables with lines, and colours. A test
+draws it again and compares.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -29,11 +30,11 @@ COMMANDS = (
 )
 
 
-def on_a_terminal(command: str, directory: Path) -> str:
-    """What a command prints on a terminal, escape sequences and all."""
-    words = command.split()
+def on_a_terminal(command: str, directory: Path, width: int = WIDTH) -> str:
+    """What a command prints on a terminal of so many columns, with its escape sequences."""
+    words = shlex.split(command)
     program = [sys.executable, "-m", "ckpttool"] if words[0] == "ckpttool" else [sys.executable]
-    environment = {**os.environ, "COLUMNS": str(WIDTH), "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}
+    environment = {**os.environ, "COLUMNS": str(width), "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}
     environment["PYTHONPATH"] = str(ROOT)
     for name in ("NO_COLOR", "FORCE_COLOR"):
         environment.pop(name, None)

@@ -1,4 +1,4 @@
-"""What the documents show is what the tool does."""
+"""The examples of the documents run, and print what the documents show."""
 
 from __future__ import annotations
 
@@ -6,48 +6,123 @@ import doctest
 import importlib
 import importlib.util
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-import torch
+from commands import Ran
+from documents import PAGES, ROOT, Example, blocks, blocks_of_commands, examples, write_files
 
 import ckpttool
 
-ROOT = Path(__file__).parent.parent
+Run = Callable[..., Ran]
 
 
-def test_the_picture_is_what_the_commands_print() -> None:
+def make_demo() -> ModuleType:
     pytest.importorskip("pty", reason="there are no pseudo-terminals here")
     spec = importlib.util.spec_from_file_location("make_demo", ROOT / "docs" / "make_demo.py")
     assert spec is not None
     assert spec.loader is not None
-    make_demo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_demo)
-    assert make_demo.draw() == (ROOT / "docs" / "demo.svg").read_text(encoding="utf-8"), "run: python docs/make_demo.py"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_is_what_the_commands_print() -> None:
+    assert make_demo().draw() == (ROOT / "docs" / "demo.svg").read_text(encoding="utf-8"), (
+        "run: python docs/make_demo.py"
+    )
+
+
+# --- Commands --------------------------------------------------------------------------------------------------
+
+TIMES = re.compile(r"in \d+\.\d\d s \(read (.*), [\d.]+ \w+/s\)")
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+EXAMPLES = list(blocks_of_commands())
+
+
+def output_of(example: Example, directory: Path, run: Run) -> str:
+    """What a command prints: tables as on a terminal of 80 columns, anything else as in a file."""
+    program, *words = example.words
+    if program != "ckpttool":
+        assert program == "python"
+        ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True, cwd=directory)
+        return ran.stdout
+    if example.shown and {"--dry-run", "--list"} & set(words):
+        printed: str = make_demo().on_a_terminal(shlex.join(example.words), directory, 80)
+        return ESCAPES.sub("", printed)
+    result = run(*words)
+    assert result.exit_code == 0, f"{shlex.join(example.words)}: {result.stderr}"
+    return result.stderr + result.stdout
+
+
+def compared(text: str) -> str:
+    """The text without what differs from run to run, and without empty lines and spaces at the ends of lines."""
+    lines = TIMES.sub(r"in ... s (read \1)", text).splitlines()
+    return "\n".join(line.rstrip() for line in lines if line.strip() and set(line.strip()) != {"─"})
+
+
+def shows(example: Example, printed: str) -> bool:
+    """Whether the output is what the page shows. A line of three dots stands for any lines."""
+    parts = [re.escape(compared(part)) for part in re.split(r"^\.\.\.$", "\n".join(example.shown), flags=re.MULTILINE)]
+    return re.fullmatch(r"\n(?:.*\n)*?".join(parts), compared(printed)) is not None
+
+
+@pytest.mark.parametrize(
+    ("page", "block"), EXAMPLES, ids=[f"{page.name}-{index}" for index, (page, _) in enumerate(EXAMPLES)]
+)
+def test_the_commands_of_the_documents_print_what_is_shown(
+    page: Path, block: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    write_files(tmp_path, str(page.relative_to(ROOT)))
+    monkeypatch.chdir(tmp_path)
+    for example in block:
+        if example.is_run:
+            printed = output_of(example, tmp_path, run)
+            assert not example.shown or shows(example, printed), compared(printed)
+
+
+def test_most_commands_of_the_documents_are_run_and_compared() -> None:
+    run = [example for _, block in EXAMPLES for example in block if example.is_run]
+    assert len(run) > 25
+    assert sum(bool(example.shown) for example in run) > 7
+
+
+@pytest.mark.parametrize("command", [[], ["average"], ["ema-apply"]], ids=lambda words: " ".join(words) or "ckpttool")
+def test_the_examples_of_the_help_run(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    """Each in a directory of its own, since one of them may write what another one does."""
+    lines = re.findall(r"^    (ckpttool .*)$", run(*command, "--help").stdout, re.MULTILINE)
+    assert lines
+    for number, line in enumerate(lines):
+        directory = tmp_path / str(number)
+        write_files(directory)
+        monkeypatch.chdir(directory)
+        (example,) = examples(line)
+        output_of(example, directory, run)
+
+
+# --- Python ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def example_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the examples in Python name: a run in runs/a, and a checkpoint that holds an average."""
-    (tmp_path / "runs" / "a").mkdir(parents=True)
-    for step in range(200, 2001, 200):
-        weights = {"encoder.weight": torch.full((4, 3), float(step)), "encoder.bias": torch.full((4,), 1.0 + step)}
-        content = {"model": weights, "step": step, "valid_loss": 1 / step}
-        torch.save(content, tmp_path / "runs" / "a" / f"checkpoint-{step}.pt")
-    torch.save({"state_dict": weights, "state_dict_ema": weights, "arch": "net"}, tmp_path / "last.pth.tar")
+    """The directory with the files that the examples in Python name, which is the working directory."""
+    write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def python_examples() -> list[tuple[str, str]]:
     """Each page with examples in Python, as one script: later blocks use what the earlier ones have made."""
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")]
-    pattern = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-    texts = {str(page.relative_to(ROOT)): pattern.findall(page.read_text(encoding="utf-8")) for page in pages}
-    return [(page, "".join(blocks)) for page, blocks in texts.items() if blocks]
+    texts = {str(page.relative_to(ROOT)): blocks(page, "python") for page in PAGES}
+    return [(page, "".join(found)) for page, found in texts.items() if found]
 
 
 @pytest.mark.parametrize(("page", "script"), python_examples(), ids=lambda value: value if len(value) < 40 else "")
@@ -74,7 +149,7 @@ def test_the_examples_in_docstrings_show_what_happens(name: str, example_files: 
 
 
 def test_links_inside_the_repository_lead_somewhere() -> None:
-    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")]:
+    for document in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
