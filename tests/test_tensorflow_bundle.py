@@ -464,3 +464,22 @@ def test_any_damage_to_an_index_opens_or_is_refused(tmp_path_factory, data):
 def test_any_object_graph_is_pruned_or_refused(graph):
     with contextlib.suppress(ValueError):
         prune_object_graph(graph, set())
+
+
+def test_weights_that_a_keras_3_optimizer_holds_are_weights(tmp_path):
+    """TensorFlow saves a shared variable under the first of its names, which is the optimizer's."""
+    value = ".ATTRIBUTES/VARIABLE_VALUE"
+    arrays = {
+        f"model/_functional/_operations/2/moving_mean/{value}": np.ones(2, np.float32),
+        f"optimizer/_iterations/{value}": np.array(7),
+        f"optimizer/_learning_rate/{value}": np.array(0.1, np.float32),
+        f"optimizer/_trainable_variables/0/{value}": np.ones((3, 2), np.float32),
+        f"optimizer/_variables/2/{value}": np.ones((3, 2), np.float32),
+    }
+    checkpoint = bundles.read(write(tmp_path / "run", arrays))
+    assert set(checkpoint.weights) == {
+        "model/_functional/_operations/2/moving_mean",
+        "optimizer/_trainable_variables/0",
+    }
+    assert checkpoint.step == 7
+    assert checkpoint.state == ("optimizer",)

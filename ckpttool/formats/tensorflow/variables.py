@@ -2,8 +2,9 @@
 
 TensorFlow writes no types into a checkpoint. Its conventions are that the slots of a Keras optimizer are
 ``model/w/.OPTIMIZER_SLOT/optimizer/m``, the variables of newer ones ``optimizer/_variables/3``, those of metrics
-``keras_api/metrics/0/total``, and by TensorFlow 1 slots are ``w/Adam`` next to ``w``. A scalar called ``step`` or the
-like is a counter.
+``keras_api/metrics/0/total``. A Keras 3 optimizer holds the weights that it trains under a name of its own, and
+TensorFlow saves them there alone: ``optimizer/_trainable_variables/3``. By TensorFlow 1 slots are ``w/Adam`` next to
+``w``. A scalar called ``step`` or the like is a counter.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ ITERATIONS = ("iter", "iterations", "_iterations")
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _SLOT = "/.OPTIMIZER_SLOT/"
+_TRAINED = re.compile(r"(.+)/_trainable_variables/(\d+)")
 _STATE_PARTS = {"optimizer", "optimizers", "keras_api"}
 _COUNTERS = {*ITERATIONS, "save_counter", "global_step", "step", "epoch"}
 _BETA_POWER = re.compile(r"beta[12]_power(?:_\d+)?")
@@ -64,6 +66,9 @@ def sort_out(names: Mapping[str, str], entries: Mapping[str, Entry]) -> SortedOu
         variable, slot = _tf1_slot(name, names)
         if slot == MOVING_AVERAGE:
             out.copies.setdefault(MOVING_AVERAGE, {})[variable] = key
+            continue
+        if _TRAINED.fullmatch(name):
+            out.weights[name] = key
             continue
         owner = slot or _owner(name, optimizers)
         if not owner and not entries[key].shape:
