@@ -8,8 +8,11 @@ import math
 import os
 import pickle
 import shutil
+import sys
+import types
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -487,6 +490,43 @@ def test_a_piece_of_a_directory_is_told_from_the_directory(saved: Path, name: st
     assert str(saved / "dim 0" / "step-300") in (caught.value.hint or "")
 
 
+def test_metadata_is_read_by_its_structure_and_not_by_the_names_of_its_classes(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OLMo-core's own writer (1.8 to 3.0) has a dataclass of its own for the place of a chunk."""
+    name = "olmo_core.distributed.checkpoint.filesystem"
+    module = types.ModuleType(name)
+
+    @dataclass
+    class _StorageInfo:
+        relative_path: str
+        offset: int
+        length: int
+
+    _StorageInfo.__module__, _StorageInfo.__qualname__ = name, "_StorageInfo"
+    module._StorageInfo = _StorageInfo
+    parts = name.split(".")
+    for end in range(1, len(parts)):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:end]), types.ModuleType(".".join(parts[:end])))
+    monkeypatch.setitem(sys.modules, name, module)
+    path = _copy(saved, tmp_path)
+    before = open_checkpoint(path).weights
+
+    def change(metadata: Metadata) -> None:
+        metadata.storage_data = {
+            index: _StorageInfo(info.relative_path, info.offset, info.length)
+            for index, info in metadata.storage_data.items()
+        }
+
+    _edit(path, change)
+    assert b"olmo_core" in (path / ".metadata").read_bytes()
+    assert open_checkpoint(path).weights == before
+    shutil.copytree(path, tmp_path / "d")
+    ct.average([path, tmp_path / "d"], output=tmp_path / "avg")
+    kept = pickle.loads((tmp_path / "avg" / ".metadata").read_bytes())
+    assert {type(info) for info in kept.storage_data.values()} == {_StorageInfo}
+
+
 # --- What is refused --------------------------------------------------------------------------------------------
 
 
@@ -517,7 +557,7 @@ def test_nothing_that_a_metadata_file_names_is_executed(saved: Path, tmp_path: P
     path = _copy(saved, tmp_path)
     proof = tmp_path / "proof"
     (path / ".metadata").write_bytes(pickle.dumps(_Boom(f"touch {proof}")))
-    with pytest.raises(UnreadableError, match="where a Metadata should be"):
+    with pytest.raises(UnreadableError, match="neither what there is nor where"):
         open_checkpoint(path)
     shutil.copy(saved / "dim 0" / "step-300" / ".metadata", path / ".metadata")
     _edit(path, lambda metadata: setattr(metadata, "extra", _Boom(f"touch {proof}")))

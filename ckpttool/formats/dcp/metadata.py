@@ -1,8 +1,9 @@
 """The ``.metadata`` of torch.distributed.checkpoint: what a directory holds, and in which bytes of which file.
 
-torch reads this pickle with ``pickle.load``, which would execute whatever it says. Here it is read inertly, its classes
-are known by name alone (``torch/distributed/checkpoint/metadata.py`` and ``filesystem.py`` of PyTorch 2.1 to 2.13), and
-every number and path in it is checked before it is used. What else it holds is kept, for writing it back.
+torch reads this pickle with ``pickle.load``, which would execute whatever it says. Here it is read inertly, objects are
+told by their attributes (those of ``torch/distributed/checkpoint/metadata.py`` and ``filesystem.py``, PyTorch 2.1 to
+2.13), and every number and path in it is checked before it is used. The classes do not matter: OLMo-core's own writer
+has a ``_StorageInfo`` in ``olmo_core``. What else the file holds is kept, for writing it back.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from ckpttool.tensors import DTYPES, DType, Region
 
 __all__ = ["BytesEntry", "Entry", "Metadata", "Stored", "TensorEntry", "parse", "rewrite"]
 
-_PACKAGE = "torch.distributed.checkpoint."
 _MAX_DIMENSIONS = 64
 _MAX_NUMBER = 1 << 62
 _MAX_PATH = 32
@@ -123,7 +123,7 @@ class _Parser:
         self._used: set[tuple[str, tuple[int, ...] | None]] = set()
 
     def metadata(self, graph: Any) -> Metadata:
-        fields = self._fields(graph, "metadata.Metadata")
+        fields = self._fields(graph, "what there is and where")
         described, stored = fields.get("state_dict_metadata"), fields.get("storage_data")
         if type(described) is not dict or type(stored) is not dict:
             raise self._bad("it says neither what there is nor where")
@@ -144,14 +144,14 @@ class _Parser:
     def _places(self, stored: dict[Any, Any]) -> dict[tuple[str, tuple[int, ...] | None], Stored]:
         places: dict[tuple[str, tuple[int, ...] | None], Stored] = {}
         for index, info in stored.items():
-            of = self._fields(index, "metadata.MetadataIndex")
+            of = self._fields(index, "the index of a chunk")
             key, begin = of.get("fqn"), of.get("offset")
             if type(key) is not str:
                 raise self._bad("a place of nothing")
             offsets = None if begin is None else self._size(begin, key)
             if (key, offsets) in places:
                 raise self._bad("two places for one chunk", key)
-            said = self._fields(info, "filesystem._StorageInfo")
+            said = self._fields(info, "the place of a chunk", key)
             if said.get("transform_descriptors"):
                 raise UnsupportedError(
                     f"{self._path}: {key} went through an extension when it was stored"
@@ -177,10 +177,9 @@ class _Parser:
         return name
 
     def _entry(self, key: str, node: Any, places: Mapping[tuple[str, tuple[int, ...] | None], Stored]) -> Entry:
-        if isinstance(node, Inert) and node.name == "BytesStorageMetadata":
-            self._fields(node, "metadata.BytesStorageMetadata")
+        fields = self._fields(node, "the description of an entry", key)
+        if not {"properties", "size", "chunks"} & set(fields):
             return BytesEntry(self._place(places, key, None))
-        fields = self._fields(node, "metadata.TensorStorageMetadata", key)
         shape = self._size(fields.get("size"), key)
         dtype, layout = self._properties(fields.get("properties"), key)
         chunks = fields.get("chunks")
@@ -188,7 +187,7 @@ class _Parser:
             raise self._bad("a tensor without chunks", key)
         found = []
         for chunk in chunks:
-            parts = self._fields(chunk, "metadata.ChunkStorageMetadata", key)
+            parts = self._fields(chunk, "the extent of a chunk", key)
             region = Region(self._size(parts.get("offsets"), key), self._size(parts.get("sizes"), key))
             found.append((region, self._place(places, key, region.offsets)))
         return TensorEntry(shape, dtype, layout, tuple(found))
@@ -238,17 +237,14 @@ class _Parser:
             raise self._bad("a path that is none", key)
         return steps
 
-    def _fields(self, node: Any, name: str, key: str | None = None) -> dict[str, Any]:
-        """The attributes of an object of one of the known classes."""
-        module, _, cls = name.rpartition(".")
+    def _fields(self, node: Any, what: str, key: str | None = None) -> dict[str, Any]:
+        """The attributes of an object, whatever its class."""
         if (
             not isinstance(node, Inert)
             or node.maker is not None
-            or node.name != cls
-            or node.module != _PACKAGE + module
             or not all(type(state) is dict for state in node.states)
         ):
-            raise self._bad(f"{node!r} where a {cls} should be", key)
+            raise self._bad(f"{node!r} instead of {what}", key)
         return {attribute: value for state in node.states for attribute, value in state.items()}
 
     def _bad(self, what: str, key: str | None = None) -> UnreadableError:
