@@ -19,6 +19,7 @@ from ckpttool.ema.stored_average import Origin, StoredAverage, already_in_place,
 from ckpttool.errors import CkpttoolError, MismatchError, NotFoundError, UnsupportedError, UsageError
 from ckpttool.formats import open_checkpoint, weights_file
 from ckpttool.formats.average_keys import LISTS
+from ckpttool.formats.container import PickledModule, at, tree_of
 from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import Checkpoint
 from ckpttool.text import first_names, parameter
@@ -131,6 +132,10 @@ def find_stored_average(
         if pickled is None:
             raise
         return pickled
+    if section is None and isinstance(at(tree_of(checkpoint), (checkpoint.section,)), PickledModule):
+        pickled = _pickled(file)
+        if pickled is not None:
+            return pickled
     others = _averages_next_to(path, snapshot)
     chosen = [item for item in others if slot == item[0].name]
     if not chosen:

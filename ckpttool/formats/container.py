@@ -18,6 +18,7 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_NODES",
     "KeyPath",
+    "PickledModule",
     "at",
     "children",
     "containers",
@@ -37,6 +38,10 @@ MAX_DEPTH = 64
 
 MAX_NODES = 4_000_000
 """Nodes that a listing of tensors looks at."""
+
+
+class PickledModule(dict[str, Any]):
+    """A module that was pickled whole, in a tree: the tensors of its ``state_dict``, by name."""
 
 
 def dotted(path: KeyPath) -> str:

@@ -6,13 +6,21 @@ A pickled ``nn.Module`` is an inert object. Its tensors are named here as its ``
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckpttool.errors import UnreadableError
 from ckpttool.formats.container import MAX_DEPTH, MAX_NODES, children
 from ckpttool.tensors import TensorSpec
 
-__all__ = ["module_tensors"]
+__all__ = ["Entry", "is_module", "module_entries", "module_tensors"]
+
+
+class Entry(NamedTuple):
+    """A parameter or buffer of a module: its value, and the mapping and key that hold it."""
+
+    value: Any
+    holder: Any
+    key: str | int
 
 
 class _Budget:
@@ -42,40 +50,57 @@ def _module_state(node: Any) -> Mapping[str, Any] | None:
     return None
 
 
-def module_tensors(node: Any, read: Callable[[Any], Any], path: str) -> dict[str, TensorSpec]:
-    """The tensors of a pickled ``nn.Module`` as its ``state_dict`` names them; empty for anything else.
+def is_module(node: Any) -> bool:
+    """Whether an inert object is a pickled ``nn.Module``."""
+    return _module_state(node) is not None
 
-    Parameters and persistent buffers of a module come before those of its children, in the order of registration.
+
+def module_entries(node: Any, source: str) -> dict[str, Entry]:
+    """Where the parameters and the persistent buffers of a pickled ``nn.Module`` are, by their names in its state dict.
+
+    Those of a module come before those of its children, in the order of registration. Empty for anything else.
 
     Args:
         node: The inert object.
-        read: Tells a tensor among inert objects: gives its `TensorSpec`, or something else.
-        path: The file, for messages.
+        source: The file, for messages.
 
     Raises:
         UnreadableError: The modules nest without end.
     """
-    found: dict[str, TensorSpec] = {}
-    _collect_module(node, "", 0, _Budget(path), read, found)
+    found: dict[str, Entry] = {}
+    _collect_module(node, "", 0, _Budget(source), found)
     return found
 
 
-def _collect_module(
-    node: Any, prefix: str, depth: int, budget: _Budget, read: Callable[[Any], Any], found: dict[str, TensorSpec]
-) -> None:
+def module_tensors(node: Any, read: Callable[[Any], Any], source: str) -> dict[str, TensorSpec]:
+    """The tensors of a pickled ``nn.Module`` as its ``state_dict`` names them; empty for anything else.
+
+    Args:
+        node: The inert object.
+        read: Tells a tensor among inert objects: gives its `TensorSpec`, or something else.
+        source: The file, for messages.
+
+    Raises:
+        UnreadableError: The modules nest without end.
+    """
+    specs = {name: read(entry.value) for name, entry in module_entries(node, source).items()}
+    return {name: spec for name, spec in specs.items() if isinstance(spec, TensorSpec)}
+
+
+def _collect_module(node: Any, prefix: str, depth: int, budget: _Budget, found: dict[str, Entry]) -> None:
     budget.spend(depth)
     state = _module_state(node)
     if state is None:
         return
     transient = _members(state.get("_non_persistent_buffers_set"))
     for part in ("_parameters", "_buffers"):
-        for name, value in children(state.get(part)):
+        holder = state.get(part)
+        for name, value in children(holder):
             budget.spend(depth)
-            spec = None if part == "_buffers" and name in transient else read(value)
-            if isinstance(spec, TensorSpec):
-                found[f"{prefix}{name}"] = spec
+            if value is not None and (part == "_parameters" or name not in transient):
+                found[f"{prefix}{name}"] = Entry(value, holder, name)
     for name, child in children(state.get("_modules")):
-        _collect_module(child, f"{prefix}{name}.", depth + 1, budget, read, found)
+        _collect_module(child, f"{prefix}{name}.", depth + 1, budget, found)
 
 
 def _members(pickled: Any) -> set[Any]:

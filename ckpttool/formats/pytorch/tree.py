@@ -10,9 +10,11 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ckpttool.formats.container import MAX_DEPTH, KeyPath
+from ckpttool.formats.container import MAX_DEPTH, KeyPath, PickledModule
 from ckpttool.formats.pickles.inert import Inert
+from ckpttool.formats.pytorch.modules import Entry, is_module, module_entries
 from ckpttool.formats.pytorch.tensors import Refused, TensorReader
+from ckpttool.tensors import TensorSpec
 
 __all__ = ["Opaque", "Place", "find", "in_words", "items_of", "plain_tree"]
 
@@ -111,12 +113,19 @@ class _Builder:
             tensor = self._reader.read(node)
             if tensor is None:
                 items = items_of(node)
-                return _number(node) if items is None else self._mapping(items, path, depth)
+                if items is not None:
+                    return self._mapping(items, path, depth)
+                return self._module(node, path, depth) if path and is_module(node) else _number(node)
             if isinstance(tensor, Refused):
                 self._refused.append((path, tensor))
                 return Opaque(tensor.kind)
             return tensor
         return Opaque(kind.__name__)
+
+    def _module(self, node: Inert, path: KeyPath, depth: int) -> PickledModule:
+        entries = module_entries(node, str(self._reader.storages.path))
+        values = {name: self.build(entry.value, (*path, name), depth + 1) for name, entry in entries.items()}
+        return PickledModule({name: value for name, value in values.items() if isinstance(value, TensorSpec)})
 
     def _mapping(self, items: dict[Any, Any], path: KeyPath, depth: int) -> Any:
         # The tensors of an optimizer are never weights, and there are twice as many: they are not even looked up.
@@ -171,6 +180,10 @@ def _number(node: Inert) -> Any:
     return Opaque(node.qualified, node)
 
 
+class _Entries(dict[str, Entry]):
+    """What a module has, instead of the module among the known objects."""
+
+
 def find(graph: Any, path: KeyPath, known: dict[KeyPath, Any] | None = None) -> Place:
     """Where the value at a key path of the plain tree stands in the graph.
 
@@ -188,7 +201,11 @@ def find(graph: Any, path: KeyPath, known: dict[KeyPath, Any] | None = None) -> 
         holder = known.get(path[:-1])
         if holder is None:
             holder = known[path[:-1]] = find(graph, path[:-1], known).value
+            if is_module(holder):
+                holder = known[path[:-1]] = _Entries(module_entries(holder, "the file"))
     key: Any = path[-1]
+    if isinstance(holder, _Entries):
+        return Place(*holder[key], *holder[key][1:])
     if isinstance(holder, Inert) and not len(holder):
         pairs = _pairs(holder)
         if pairs is None:

@@ -1,0 +1,62 @@
+"""Files of torch with pickled modules in them, and with other things than tensors in their state dicts."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+import ckpttool as ct
+from ckpttool.formats import open_checkpoint
+
+
+def pickled_run(directory: Path) -> list[dict[str, torch.Tensor]]:
+    """Checkpoints as Ultralytics writes them: the moving average as a pickled module, and no model."""
+    states = []
+    for epoch in (1, 2):
+        torch.manual_seed(epoch)
+        module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2)).half()
+        module[2].register_buffer("scratch", torch.full((2,), float(epoch)), persistent=False)
+        module.names = ["a", "b"]
+        states.append(module.state_dict())
+        whole = {"epoch": epoch, "model": None, "ema": module, "updates": 10 * epoch, "train_args": {"imgsz": 64}}
+        torch.save(whole, directory / f"epoch{epoch}.pt")
+    return states
+
+
+def test_a_pickled_module_is_averaged_and_stays_one(tmp_path: Path) -> None:
+    states = pickled_run(tmp_path)
+    paths = [tmp_path / f"epoch{epoch}.pt" for epoch in (1, 2)]
+    opened = open_checkpoint(paths[0])
+    assert opened.section == "ema"
+    assert list(opened.weights) == list(states[0])
+    ct.average(paths, output=tmp_path / "avg.pt")
+    written = torch.load(tmp_path / "avg.pt", weights_only=False)
+    module = written["ema"]
+    assert isinstance(module, torch.nn.Sequential)
+    assert module.names == ["a", "b"]
+    assert written["model"] is None
+    for name, value in module.state_dict().items():
+        if value.is_floating_point():
+            assert torch.equal(value, torch.stack([state[name].double() for state in states]).mean(0).half()), name
+        else:
+            assert torch.equal(value, states[1][name]), name
+    assert torch.equal(module[2].scratch, torch.full((2,), 2.0).half())
+    assert module(torch.zeros(2, 3).half()).shape == (2, 2)
+
+
+def test_the_state_dict_of_a_pickled_module_is_written_as_safetensors(tmp_path: Path) -> None:
+    states = pickled_run(tmp_path)
+    ct.average([tmp_path / f"epoch{epoch}.pt" for epoch in (1, 2)], output=tmp_path / "avg.safetensors")
+    assert set(load_file(tmp_path / "avg.safetensors")) == set(states[0])
+
+
+def test_entries_of_a_state_dict_that_are_not_tensors_are_stated(tmp_path: Path) -> None:
+    model = {"w": torch.ones(2), "block._extra_state": io.BytesIO(b"fp8"), "scale": 0.5, "mean": np.ones(3)}
+    torch.save({"model": model, "epoch": 3}, tmp_path / "model.pt")
+    opened = open_checkpoint(tmp_path / "model.pt")
+    assert set(opened.weights) == {"w"}
+    assert dict(opened.other_entries) == {"block._extra_state": "bytes", "scale": "float", "mean": "a NumPy array"}
