@@ -37,7 +37,7 @@ __all__ = [
     "is_dense",
 ]
 
-Kind = Literal["float", "complex", "integer", "bool"]
+Kind = Literal["float", "complex", "integer", "bool", "scale"]
 
 ChecksumKind = Literal["crc32", "crc32c"]
 """Zip archives have the one, TensorFlow the other."""
@@ -75,7 +75,7 @@ DTYPES: Mapping[str, DType] = {
         DType("float8_e5m2", 1, "float"),
         DType("float8_e5m2fnuz", 1, "float"),
         # A power of two that scales a block of other numbers: a mean of scales belongs to no block.
-        DType("float8_e8m0fnu", 1, "integer"),
+        DType("float8_e8m0fnu", 1, "scale"),
         DType("complex128", 16, "complex"),
         DType("complex64", 8, "complex"),
         DType("int64", 8, "integer"),

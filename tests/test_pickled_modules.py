@@ -60,3 +60,15 @@ def test_entries_of_a_state_dict_that_are_not_tensors_are_stated(tmp_path: Path)
     opened = open_checkpoint(tmp_path / "model.pt")
     assert set(opened.weights) == {"w"}
     assert dict(opened.other_entries) == {"block._extra_state": "bytes", "scale": "float", "mean": "a NumPy array"}
+
+
+def test_what_is_written_without_fastais_optimizer_is_loaded_by_fastai(tmp_path: Path) -> None:
+    """Its loader asks ``set(state) == {"model", "opt"}``, and takes any other file for the bare state dict."""
+    for step in (1, 2):
+        opt = {"state": [{"mom": torch.ones(2)}], "hypers": [{"lr": 0.1}]}
+        torch.save({"model": {"w": torch.full((2,), float(step))}, "opt": opt}, tmp_path / f"model_{step}.pth")
+    ct.average([tmp_path / "model_1.pth", tmp_path / "model_2.pth"], output=tmp_path / "avg.pth")
+    state = torch.load(tmp_path / "avg.pth", weights_only=True)
+    assert set(state) == {"model", "opt"}
+    assert state["opt"] is None
+    assert torch.equal(state["model"]["w"], torch.full((2,), 1.5))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
+import struct
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from ckpttool.errors import UnsupportedError
 from ckpttool.formats import open_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -44,3 +50,45 @@ def test_averaging_safetensors_files_imports_the_module_of_no_other_format(form:
     assert "ckpttool.formats.safetensors" in loaded
     packages = {name.split(".")[2] for name in loaded}
     assert packages & {"pytorch", "dcp", "directories", "tensorflow", "npz", "pickles", "archives"} == set()
+
+
+def keras(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("metadata.json", "config.json", "model.weights.h5"):
+            archive.writestr(name, b"{}")
+
+
+def orbax(path: Path) -> None:
+    path.mkdir()
+    for name in ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"):
+        (path / name).write_bytes(b"{}")
+
+
+MSGPACK = b"\x82\xa6params\x81\xa5Dense\x80\xa4step\x07"
+"""What ``msgpack.packb({"params": {"Dense": {}}, "step": 7})`` gives."""
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "function"),
+    [
+        ("model.weights.h5", lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)), "get_weights"),
+        ("model.keras", keras, "keras.saving.load_model"),
+        ("net-0010.params", lambda path: path.write_bytes(struct.pack("<3Q", 0x112, 0, 2)), "mxnet.nd.load"),
+        ("checkpoint_100", lambda path: path.write_bytes(MSGPACK), "flax.serialization.msgpack_restore"),
+        ("100", orbax, "orbax.checkpoint"),
+        (
+            "model.pdparams",
+            lambda path: path.write_bytes(pickle.dumps({"w": np.ones(2), "StructuredToParameterName@@": {}}, 4)),
+            "paddle.load",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_framework_is_named_with_what_converts_it(
+    name: str, write: Callable[[Path], None], function: str, tmp_path: Path
+) -> None:
+    """Whatever its name is: the content tells."""
+    for path in (tmp_path / name, tmp_path / "unnamed"):
+        write(path)
+        with pytest.raises(UnsupportedError, match="which is not read") as caught:
+            open_checkpoint(path)
+        assert function in (caught.value.hint or "")

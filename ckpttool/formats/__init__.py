@@ -8,6 +8,7 @@ Inputs are recognised by content, never by suffix; outputs are chosen by suffix.
 
 description               what a format is: `Format`, `Implementation`
 container                 nested containers: key paths, walking, looking up
+foreign                   formats that are not read, and what to do instead
 sections, section_names   what frameworks call the parts of a state dict
 safetensors               safetensors files
 pytorch/                  files of torch.save, and NeMo's archives of them
@@ -27,6 +28,7 @@ from pathlib import Path
 
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UnsupportedError, UsageError
 from ckpttool.formats.description import Format, Implementation
+from ckpttool.formats.foreign import foreign_directory, foreign_file
 from ckpttool.reading.opened import not_a_file
 from ckpttool.reading.snapshot import Snapshot
 from ckpttool.run_layouts import WEIGHT_FILES
@@ -266,11 +268,9 @@ def open_checkpoint(
         for row in FORMATS.values():
             if row.may_be_file(first.name, head) and row.recognise(first, head, snapshot):
                 return _identified(row.read(path, section=section, snapshot=snapshot), snapshot)
-    raise UnsupportedError(
-        f"{path}: not a checkpoint of a known format (it starts with {head[:8]!r})",
-        path=path,
-        hint=hint_for_unknown(head),
-    )
+    foreign = foreign_file(head)
+    what = "not a checkpoint of a known format" if foreign is None else f"{foreign.title}, which is not read"
+    raise UnsupportedError(f"{path}: {what} (it starts with {head[:8]!r})", path=path, hint=hint_for_unknown(head))
 
 
 def _identified(checkpoint: Checkpoint, snapshot: Snapshot) -> Checkpoint:
@@ -281,6 +281,9 @@ def _identified(checkpoint: Checkpoint, snapshot: Snapshot) -> Checkpoint:
 
 def _unknown_directory(path: Path, snapshot: Snapshot) -> UnsupportedError:
     names = [name for name in snapshot.names(path) if not name.startswith(".")]
+    foreign = foreign_directory(names)
+    if foreign is not None:
+        return UnsupportedError(f"{path}: {foreign.title}, which is not read", path=path, hint=foreign.advice)
     return UnsupportedError(
         f"{path}: no checkpoint of a known layout "
         + (f"(it contains {first_names(names, 8)})" if names else "(it is empty)"),
@@ -293,6 +296,9 @@ def hint_for_unknown(head: bytes) -> str:
     """What to do about a file that is of no known format and starts like this."""
     if head.startswith(b"version https://git-lfs"):
         return "It is a pointer of Git LFS, and not the file itself: git lfs pull fetches that."
+    foreign = foreign_file(head)
+    if foreign is not None:
+        return foreign.advice
     known = [
         f"{row.title} ({', '.join(row.suffixes or row.other_suffixes)})"
         for row in FORMATS.values()

@@ -84,12 +84,13 @@ STEP_OFFSETS: Mapping[KeyPath, int] = {("optim", "training_step"): -1}
 
 @dataclass(frozen=True, slots=True)
 class StateRow:
-    """Training state of one framework: `keys` at `parent`, if the root has all keys of `when`."""
+    """Training state of one framework: `keys` at `parent`, if the root has all keys of `when`; `alone`: no other."""
 
     keys: tuple[str, ...]
     replacement: Replacement
     when: tuple[str, ...] = ()
     parent: KeyPath = ()
+    alone: bool = False
 
 
 STATE_ROWS: tuple[StateRow, ...] = (
@@ -103,6 +104,8 @@ STATE_ROWS: tuple[StateRow, ...] = (
     StateRow(("optimizer", "lr_scheduler"), "none", when=("ds_version",)),
     # What ultralytics' strip_optimizer writes.
     StateRow(("optimizer",), "none", when=("train_args",)),
+    # fastai takes a file for the bare state dict unless its keys are exactly these.
+    StateRow(("opt",), "none", when=("model", "opt"), alone=True),
     StateRow(("optimizers", "schedulers", "scaler"), "delete", parent=("state",)),
     StateRow(("optimizer", "scheduler", "grad_scaler"), "delete", parent=("trainer",)),
     # JoeyNMT's own saver writes None where there is none, and its loader looks the scheduler up before it asks.

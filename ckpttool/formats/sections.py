@@ -110,7 +110,7 @@ def _find_state(tree: Mapping[Any, Any], root: KeyPath) -> tuple[StatePart, ...]
     base = at(tree, root)
     parts: dict[KeyPath, StatePart] = {}
     for row in STATE_ROWS:
-        if not all(key in base for key in row.when):
+        if not all(key in base for key in row.when) or (row.alone and len(base) > len(row.when)):
             continue
         parent = at(base, row.parent)
         for key in row.keys:

@@ -45,9 +45,14 @@ def notes_of(
             notes.append(
                 f"config.json is copied and states {stated}, by which transformers loads: pass dtype={dtype!r}"
             )
-    integers = [name for name in matched.names if not matched.found[-1][name].dtype.is_averaged]
-    if integers:
-        notes.append(f"{_count(integers, 'integer or bool tensor')} kept from {newest.path.name}, not averaged")
+    kinds = {name: matched.found[-1][name].dtype.kind for name in matched.names}
+    for what, of_kind in (
+        ("integer or bool tensor", {"integer", "bool"}),
+        ("e8m0 scale tensor", {"scale"}),
+    ):
+        unchanged = [name for name, kind in kinds.items() if kind in of_kind]
+        if unchanged:
+            notes.append(f"{_count(unchanged, what)} kept from {newest.path.name}, not averaged")
     if newest.copies and holds_copies:
         notes.append(f"averaged separately: the stored average in {', '.join(newest.copies)}")
     elif newest.copies:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpttool.errors import UnreadableError, UnsupportedError
+from ckpttool.formats.foreign import foreign_pickle
 from ckpttool.formats.pickles.inert import Inert, InertType, load
 from ckpttool.formats.pytorch.tensors import STORAGE_ITEMSIZES, StorageRef, Storages, storage_ref
 from ckpttool.tensors import Extent
@@ -106,6 +107,9 @@ def _read(pickles: _Pickles) -> tuple[Any, Storages]:
     path = pickles.path
     magic = pickles.next()
     if type(magic) is not int or magic != _MAGIC:
+        foreign = foreign_pickle(magic if isinstance(magic, dict) else (), path.suffix.lower())
+        if foreign is not None:
+            raise UnsupportedError(f"{path}: {foreign.title}, which is not read", path=path, hint=foreign.advice)
         raise UnsupportedError(
             f"{path}: a pickle of {_described(magic)}, not a torch file",
             path=path,
