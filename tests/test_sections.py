@@ -128,10 +128,10 @@ def test_a_section_that_is_not_there_lists_those_that_are(section):
 def test_two_equally_good_places_are_a_question():
     with pytest.raises(UsageError, match="model or module") as caught:
         locate({"model": weights(), "module": {"other": tensor(7)}, "epoch": 1})
-    assert "--section model or --section module" in caught.value.hint
+    assert "section='model' or section='module'" in caught.value.hint
     with pytest.raises(UsageError, match=r"en \(3 tensors\)") as caught:
         locate({"en": weights(), "de": weights(), "en_opt": adam(), "loss": 0.1})
-    assert "--section en" in caught.value.hint
+    assert "section='en" in caught.value.hint
 
 
 def test_a_file_without_weights_is_refused_with_its_keys():

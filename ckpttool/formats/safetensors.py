@@ -19,6 +19,7 @@ from ckpttool.errors import UnreadableError, UnsupportedError
 from ckpttool.formats.description import Implementation
 from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import DTYPES, Artifact, Checkpoint, Extent, OutputFile, Slot, TensorId, TensorSpec
+from ckpttool.text import parameter
 
 __all__ = ["IMPLEMENTATION", "NAME", "lay_out", "read", "recognise"]
 
@@ -92,7 +93,7 @@ def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = 
         raise UnsupportedError(
             f"{path}: a safetensors file has no sections, so there is no {section!r} in it",
             path=path,
-            hint="Leave --section out.",
+            hint=f"Leave {parameter('section')} out.",
         )
     try:
         with path.open("rb") as file:
@@ -298,7 +299,7 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
             raise UnsupportedError(
                 f"{name}: safetensors has no element type {tensor.dtype}",
                 tensor=name,
-                hint="End the output's name in .pt, or choose another --dtype.",
+                hint=f"End the output's name in .pt, or choose another {parameter('dtype')}.",
             )
         if tensor.strides is not None:
             raise ValueError(f"{name}: safetensors stores C order only, not strides {tensor.strides}")

@@ -28,7 +28,7 @@ from ckpttool.formats.section_names import (
 )
 from ckpttool.formats.wrappers import ALL_WRAPPERS, strip_wrappers
 from ckpttool.tensors import TensorSpec
-from ckpttool.text import first_names
+from ckpttool.text import first_names, parameter
 
 __all__ = ["Located", "Replacement", "StatePart", "locate"]
 
@@ -235,7 +235,7 @@ def _found(tree: Mapping[Any, Any], source: str, state: tuple[StatePart, ...]) -
                 raise UsageError(
                     f"{source}: the weights may be at {' or '.join(map(dotted, paths))}",
                     path=source,
-                    hint=f"Say which: {' or '.join(f'--section {dotted(path)}' for path in paths)}.",
+                    hint=f"Say which: {' or '.join(parameter('section', dotted(path)) for path in paths)}.",
                 )
             if paths:
                 joined = [more for first, more in JOINED_SECTIONS if paths[0] == first and _has_tensors(at(tree, more))]
@@ -264,8 +264,8 @@ def _found(tree: Mapping[Any, Any], source: str, state: tuple[StatePart, ...]) -
     raise UsageError(
         f"{source}: the weights may be at {_list_candidates(tree, candidates)}",
         path=source,
-        hint=f"Say which with --section, for instance --section {dotted(candidates[0]) or dotted(candidates[1])}; "
-        "several pieces of one model are joined with +.",
+        hint=f"Say which, for instance {parameter('section', dotted(candidates[0]) or dotted(candidates[1]))}; "
+        "several parts of one model are joined with +.",
     )
 
 

@@ -26,6 +26,7 @@ from ckpttool.formats.directories.common import Directory, copied_files, load_js
 from ckpttool.formats.sections import Located, locate
 from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import Artifact, Checkpoint, DType, Extent, OutputFile, Region, TensorId
+from ckpttool.text import parameter
 
 __all__ = ["IMPLEMENTATION", "NAME", "lay_out", "read", "recognise"]
 
@@ -185,7 +186,7 @@ def _refusal(path: Path, flat: FlatTree) -> UnsupportedError:
         f"{path}: {dotted(place)} is {what.kind}",
         path=path,
         tensor=dotted(place),
-        hint="Only dense tensors with data can be averaged. Point --section at those, if they stand elsewhere.",
+        hint=f"Only dense tensors with data can be averaged. {parameter('section')} names others, if there are any.",
     )
 
 
@@ -213,7 +214,7 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
     if template is None or template.format != NAME:
         raise UnsupportedError(
             "a directory of torch.distributed.checkpoint is only written like one that is there",
-            hint="Write a single file, with -o NAME.safetensors.",
+            hint="Write a single file: end the output's name in .safetensors.",
         )
     directory: Directory = template.container
     container: _Container = directory.extra
@@ -273,7 +274,7 @@ def _owners(artifact: Artifact, template: Checkpoint) -> dict[str, TensorId]:
                 f"{template.path}: no place for {identity[1]}, which it does not have",
                 path=template.path,
                 tensor=identity[1],
-                hint="Write a single file, with -o NAME.safetensors.",
+                hint="Write a single file: end the output's name in .safetensors.",
             )
         owners[homes[identity]] = identity
     return owners

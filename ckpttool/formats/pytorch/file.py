@@ -30,6 +30,7 @@ from ckpttool.formats.sections import Located, locate
 from ckpttool.reading.opened import OpenedFile
 from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import Artifact, Checkpoint, OtherEntry, OutputFile, TensorSpec
+from ckpttool.text import parameter
 
 __all__ = [
     "IMPLEMENTATION",
@@ -308,7 +309,7 @@ def _refusal(path: Path, place: KeyPath, what: Refused) -> UnsupportedError:
         f"{path}: {dotted(place)} is {what.kind}",
         path=path,
         tensor=dotted(place),
-        hint="Only dense tensors with data can be averaged. Point --section at those, if they stand elsewhere.",
+        hint=f"Only dense tensors with data can be averaged. {parameter('section')} names others, if there are any.",
     )
 
 

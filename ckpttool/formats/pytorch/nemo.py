@@ -289,7 +289,7 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
     if template is None or template.format != NAME:
         raise UnsupportedError(
             "a .nemo archive is only written where the newest member is one, which has the rest of what must be in it",
-            hint="Write the weights alone, with -o NAME.ckpt.",
+            hint="Write the weights alone: end the output's name in .ckpt.",
         )
     container: NemoContainer = template.container
     inner = replace(artifact, template=container.weights, stem=_WEIGHTS.partition(".")[0])

@@ -91,14 +91,12 @@ class StorageRef(NamedTuple):
     Attributes:
         cls: Its class: ``torch.FloatStorage``.
         key: Its name in the file.
-        location: The device it was on.
         numel: Elements of the whole storage.
         view: (key, first element, elements) where it is a part of that storage; only in the format before 1.6.
     """
 
     cls: InertType
     key: str
-    location: str
     numel: int
     view: tuple[str, int, int] | None = None
 
@@ -144,7 +142,7 @@ def storage_ref(pid: Any) -> Any:
             and 0 <= numel <= _MAX_NUMEL
             and (view is None or _is_view(view))
         ):
-            return _make_ref(StorageRef, (cls, key, location, numel, view))
+            return _make_ref(StorageRef, (cls, key, numel, view))
     elif type(pid) is tuple and len(pid) >= 2 and pid[0] == "module" and isinstance(pid[1], InertType):
         return pid[1]  # a class, with its source code beside it; torch before 1.6 wrote that
     raise pickle.UnpicklingError("a persistent id that is not a storage's")
