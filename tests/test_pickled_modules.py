@@ -73,3 +73,15 @@ def test_what_is_written_without_fastais_optimizer_is_loaded_by_fastai(tmp_path:
     assert set(state) == {"model", "opt"}
     assert state["opt"] is None
     assert torch.equal(state["model"]["w"], torch.full((2,), 1.5))
+
+
+def test_a_file_with_one_bare_tensor_is_averaged(tmp_path: Path) -> None:
+    values = [torch.arange(6.0).view(2, 3), torch.ones(2, 3)]
+    for step, value in enumerate(values):
+        torch.save(value, tmp_path / f"embedding_{step}.pt")
+    paths = [tmp_path / f"embedding_{step}.pt" for step in (0, 1)]
+    assert list(open_checkpoint(paths[0]).weights) == ["tensor"]
+    ct.average(paths, output=tmp_path / "avg.pt")
+    assert torch.equal(torch.load(tmp_path / "avg.pt", weights_only=True), (values[0] + values[1]) / 2)
+    ct.average(paths, output=tmp_path / "avg.safetensors")
+    assert torch.equal(load_file(tmp_path / "avg.safetensors")["tensor"], (values[0] + values[1]) / 2)

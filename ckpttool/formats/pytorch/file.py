@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ PROVENANCE = "ckpttool.json"
 """The record of the archive that says what an output was made of. torch.load does not look at it."""
 
 _PICKLE = "data.pkl"
+_BARE = "tensor"
+"""Name of the tensor of a file that holds nothing else."""
 _MAX_PROVENANCE = 1 << 24
 
 
@@ -62,11 +64,13 @@ class TorchContainer:
         graph: The object, inert.
         reader: Tells its tensors, and where their bytes are.
         located: What is where in it.
+        is_bare: Whether the file holds one tensor and nothing else. `graph` is a list of it then.
     """
 
     graph: Any
     reader: TensorReader
     located: Located
+    is_bare: bool = False
 
 
 def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # noqa: ARG001  # the same question to all formats
@@ -238,9 +242,14 @@ def _checkpoint(
     refused: list[tuple[KeyPath, Refused]] = []
     reader = TensorReader(storages)
     tree = plain_tree(graph, reader, refused)
+    is_bare = isinstance(tree, TensorSpec)
+    if is_bare:
+        graph, tree = [graph], [tree]
     if isinstance(tree, list):
         tree = dict(enumerate(tree))
     if not isinstance(tree, dict):
+        if refused:
+            raise _refusal(path, *refused[0])
         kind = tree.kind if isinstance(tree, Opaque) else f"a single {type(tree).__name__}"
         raise UnsupportedError(
             f"{path}: the file holds {kind}, not a state dict",
@@ -253,6 +262,8 @@ def _checkpoint(
         if refused:
             raise _refusal(path, *refused[0]) from error
         raise
+    if is_bare:
+        located = replace(located, weights={_BARE: (0,)})
     places = [located.weights, *located.copies.values()]
     parents = {place[:-1] for names in places for place in names.values()}
     for place, what in refused:
@@ -277,7 +288,7 @@ def _checkpoint(
             name: OtherEntry(in_words(value), _fingerprint(value)) for name, value in located.others.items()
         },
         notes=located.notes,
-        container=TorchContainer(graph, reader, located),
+        container=TorchContainer(graph, reader, located, is_bare=is_bare),
     )
 
 
@@ -339,7 +350,8 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
             path=template.path,
             tensor=homeless[0],
         )
-    return (lay_out_graph(container.graph, artifact, located, container.reader, records, homes),)
+    graph, reader = container.graph, container.reader
+    return (lay_out_graph(graph, artifact, located, reader, records, homes, unwrap=container.is_bare),)
 
 
 IMPLEMENTATION = Implementation(recognise, read, lay_out, tree=tree)

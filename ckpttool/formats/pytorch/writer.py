@@ -61,6 +61,8 @@ def lay_out_graph(
     reader: TensorReader | None,
     records: Mapping[str, bytes],
     homes: Mapping[TensorId, KeyPath] | None = None,
+    *,
+    unwrap: bool = False,
 ) -> OutputFile:
     """Lay out a file of an object.
 
@@ -74,12 +76,15 @@ def lay_out_graph(
         reader: Tells the object's own tensors.
         records: Further records of the archive, by name.
         homes: Where the object has its tensors.
+        unwrap: Whether the object is a list of the one value that is written.
     """
     writer = _Writer(artifact)
     edits: dict[int, dict[Any, Any]] = {}
     if located is not None and homes is not None and reader is not None:
         writer.keep(reader)
         edits = _edits(graph, artifact, located, homes, writer)
+    if unwrap:
+        graph = edits.get(id(graph), {}).get(0, graph[0])
     pickled = dump(graph, persistent_id=writer.persistent_id, substitute=writer.substitute, edits=edits)
     layout = ZipLayout(artifact.stem)
     layout.add("data.pkl", pickled)
