@@ -17,6 +17,7 @@ from typing import Any
 
 from ckpttool.errors import UnreadableError, UnsupportedError
 from ckpttool.formats.description import Implementation
+from ckpttool.reading.opened import OpenedFile
 from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import DTYPES, Artifact, Checkpoint, Extent, OutputFile, Slot, TensorId, TensorSpec
 from ckpttool.text import parameter
@@ -63,12 +64,12 @@ _RANKS = {name: rank for rank, name in enumerate(_NAMES.values())}
 _SUB_BYTE = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
 
 
-def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # noqa: ARG001  # the same question to all formats
+def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # the same question to all formats
     """Whether a file starts like safetensors: a plausible length and, after JSON whitespace, an opening brace.
 
     The length may be a lie (a truncated file still is a safetensors file); `read` says so then.
     """
-    if len(head) < 9 or path.is_dir():
+    if len(head) < 9 or snapshot.is_dir(path):
         return False
     (length,) = struct.unpack_from("<Q", head)
     return 2 <= length <= MAX_HEADER_BYTES and head[8:].lstrip(_JSON_SPACE)[:1] in {b"{", b""}
@@ -95,11 +96,8 @@ def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = 
             path=path,
             hint=f"Leave {parameter('section')} out.",
         )
-    try:
-        with path.open("rb") as file:
-            header, start, size = _read_header(path, file)
-    except OSError as error:
-        raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
+    with OpenedFile(path) as file:
+        header, start, size = _read_header(file)
     entries = _parse(path, header, start, size)
     raw_metadata = entries.pop(_METADATA, None) or {}
     weights = {name: _spec(path, name, entry, start, size) for name, entry in entries.items()}
@@ -122,11 +120,10 @@ def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = 
     )
 
 
-def _read_header(path: Path, file: Any) -> tuple[bytes, int, int]:
+def _read_header(file: OpenedFile) -> tuple[bytes, int, int]:
     """The header's bytes, where the data starts, and the file's size."""
-    size = file.seek(0, 2)
-    file.seek(0)
-    prefix = file.read(8)
+    path, size = file.path, file.nbytes
+    prefix = file.read_at(0, 8)
     if len(prefix) < 8:
         raise _truncated(path, f"it has {size} bytes, and the header's length alone takes 8")
     (length,) = struct.unpack("<Q", prefix)
@@ -138,7 +135,7 @@ def _read_header(path: Path, file: Any) -> tuple[bytes, int, int]:
         )
     if 8 + length > size:
         raise _truncated(path, f"its header needs {8 + length:,} bytes, and the file has {size:,}")
-    header = file.read(length)
+    header = file.read_at(8, length)
     if len(header) < length:
         raise _truncated(path, "it became shorter while it was read")
     return header, 8 + length, size

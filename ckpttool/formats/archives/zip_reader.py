@@ -7,16 +7,16 @@ The structures are those of PKWARE's APPNOTE.TXT 6.3, sections 4.3 and 4.5.3.
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
-from ckpttool.errors import NotFoundError, UnreadableError, UnsupportedError
+from ckpttool.errors import UnreadableError, UnsupportedError
+from ckpttool.reading.opened import OpenedFile
 from ckpttool.tensors import Checksum, Extent
 
 __all__ = [
@@ -44,7 +44,6 @@ END = struct.Struct("<4s4H2IH")
 END64 = struct.Struct("<4sQ2H2I4Q")
 LOCATOR64 = struct.Struct("<4sIQI")
 
-_HAS_PREAD = hasattr(os, "pread")  # not on Windows
 STORED, _DEFLATED = 0, 8
 _METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 20: "Zstandard", 93: "Zstandard", 95: "XZ", 99: "AES"}
 _ENCRYPTED = 0x1
@@ -87,7 +86,7 @@ class Archive:
     """With the place of each in the directory: an archive has thousands of records, and few are ever asked for."""
     base: int = 0
     _directory: bytes = field(default=b"", repr=False)
-    _file: BinaryIO | None = field(default=None, repr=False)
+    _file: OpenedFile | None = field(default=None, repr=False)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -95,7 +94,7 @@ class Archive:
         if self._file is not None:
             yield
             return
-        with _open(self.path) as file:
+        with OpenedFile(self.path) as file:
             self._file = file
             try:
                 yield
@@ -194,13 +193,7 @@ class Archive:
     def _read_at(self, offset: int, nbytes: int) -> bytes:
         if self._file is None:
             raise ValueError("the archive is not open")
-        try:
-            if _HAS_PREAD:
-                return os.pread(self._file.fileno(), nbytes, self.base + offset)
-            self._file.seek(self.base + offset)
-            return self._file.read(nbytes)
-        except OSError as error:
-            raise UnreadableError(f"{self.path}: cannot be read ({error.strerror})", path=self.path) from error
+        return self._file.read_at(self.base + offset, nbytes)
 
     def _damaged(self, what: str) -> UnreadableError:
         return _damaged(self.path, what)
@@ -212,15 +205,6 @@ def _damaged(path: Path, what: str) -> UnreadableError:
         path=path,
         hint="The file is damaged or incomplete: the run may have been interrupted while it was saving.",
     )
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb", buffering=0)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: no such file", path=path) from error
-    except OSError as error:
-        raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
 
 
 def first_name(head: bytes) -> str:
@@ -242,13 +226,13 @@ def open_archive(path: Path, *, base: int = 0, nbytes: int | None = None) -> Arc
         UnreadableError: There is none: the file is truncated, or no zip archive.
         UnsupportedError: It is one of several parts.
     """
-    with _open(path) as file:
-        size = os.fstat(file.fileno()).st_size if nbytes is None else nbytes
+    with OpenedFile(path) as file:
+        size = file.nbytes if nbytes is None else nbytes
         directory, count = _read_directory(Archive(path, size, {}, base, _file=file))
     return Archive(path, size, _names(path, directory, count), base, directory)
 
 
-def archive_inside(path: Path, file: BinaryIO, base: int, nbytes: int) -> Archive:
+def archive_inside(path: Path, file: OpenedFile, base: int, nbytes: int) -> Archive:
     """Read the directory of an archive that is a part of a file.
 
     Args:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from ckpttool.errors import UnreadableError, UnsupportedError
 from ckpttool.formats.archives.zip_reader import Archive, archive_inside
 from ckpttool.formats.pickles.inert import load
 from ckpttool.formats.pytorch.tensors import Refused, StorageRef, Storages, TensorReader, new_tensor, storage_ref
 from ckpttool.formats.pytorch.writer import lay_out_graph
+from ckpttool.reading.opened import OpenedFile
 from ckpttool.tensors import Artifact, Copy, DType, Extent, OutputFile, OutputTensor, Region, Slot, TensorId, TensorSpec
 
 __all__ = ["ChunkFiles", "FileLayout"]
@@ -40,7 +40,7 @@ class ChunkFiles:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._stack = ExitStack()
-        self._files: dict[str, tuple[Path, BinaryIO, int]] = {}
+        self._files: dict[str, OpenedFile] = {}
         # The pickles of equally large chunks are equal, and so are their lengths and checksums.
         self._graphs: dict[tuple[int, int], Any] = {}
 
@@ -106,21 +106,22 @@ class ChunkFiles:
         Raises:
             UnreadableError: It is not.
         """
-        path, _, size = self._open(key, name)
-        if offset + nbytes > size:
+        file = self._open(key, name)
+        if offset + nbytes > file.nbytes:
             raise UnreadableError(
-                f"{path}: the file is truncated: {key} ends at byte {offset + nbytes:,}, the file at {size:,}",
-                path=path,
+                f"{file.path}: the file is truncated: {key} ends at byte {offset + nbytes:,}, the file at"
+                f" {file.nbytes:,}",
+                path=file.path,
                 tensor=key,
                 hint=_INTERRUPTED,
             )
 
     def _archive(self, key: str, name: str, offset: int, nbytes: int) -> Archive:
         self.check(key, name, offset, nbytes)
-        path, file, _ = self._open(key, name)
-        return archive_inside(path, file, offset, nbytes)
+        file = self._open(key, name)
+        return archive_inside(file.path, file, offset, nbytes)
 
-    def _open(self, key: str, name: str) -> tuple[Path, BinaryIO, int]:
+    def _open(self, key: str, name: str) -> OpenedFile:
         known = self._files.get(name)
         if known is not None:
             return known
@@ -129,16 +130,13 @@ class ChunkFiles:
             self._files.clear()
         path = self._root / name
         try:
-            file = self._stack.enter_context(path.open("rb", buffering=0))
-            size = os.fstat(file.fileno()).st_size
+            file = self._stack.enter_context(OpenedFile(path))
         except FileNotFoundError as error:
             raise UnreadableError(
                 f"{self._root}: {name} is missing, which {key} lies in", path=path, tensor=key, hint=_INTERRUPTED
             ) from error
-        except OSError as error:
-            raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
-        self._files[name] = path, file, size
-        return path, file, size
+        self._files[name] = file
+        return file
 
     def _graph(self, archive: Archive, key: str) -> tuple[str, Any]:
         """The top directory of a torch file, and its object."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,28 +61,29 @@ class _Container:
     located: Located
 
 
-def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # noqa: ARG001  # the same question to all formats
+def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # noqa: ARG001  # the names decide
     """Whether a directory is such a checkpoint, or was to become one; or whether a file is a piece of one."""
-    if not path.is_dir():
+    if not snapshot.is_dir(path):
         return path.name == _METADATA or path.suffix == _CHUNKS
-    return _root(path) is not None or _unfinished(path) is not None
+    return _root(path, snapshot) is not None or _unfinished(path, snapshot) is not None
 
 
-def _root(path: Path) -> str | None:
+def _root(path: Path, snapshot: Snapshot) -> str | None:
     """Where ``.metadata`` is."""
     for root in _ROOTS:
-        if (path / root / _METADATA).is_file():
-            beside = os.listdir(path) if root == "pytorch_model_fsdp_0" else []
+        if snapshot.is_file(path / root / _METADATA):
+            others = snapshot.names(path) if root == "pytorch_model_fsdp_0" else ()
             # Transformers saves both; the weights in one piece are what is loaded.
-            return None if any(name.endswith(_UNSHARDED) for name in beside) else root
+            return None if any(name.endswith(_UNSHARDED) for name in others) else root
     return None
 
 
-def _unfinished(path: Path) -> Path | None:
+def _unfinished(path: Path, snapshot: Snapshot) -> Path | None:
     """Where there are chunks and no ``.metadata``, which is written last."""
     for root in _ROOTS:
         place = path / root
-        if place.is_dir() and any(name.endswith((_CHUNKS, f"{_METADATA}.tmp")) for name in os.listdir(place)):
+        endings = (_CHUNKS, f"{_METADATA}.tmp")
+        if snapshot.is_dir(place) and any(name.endswith(endings) for name in snapshot.names(place)):
             return place
     return None
 
@@ -101,15 +101,16 @@ def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = 
         UnsupportedError: The weights are of a kind that cannot be averaged, or went through an extension.
         UsageError: The weights may be in several places, or are not where `section` says.
     """
-    if not path.is_dir():
+    snapshot = snapshot or Snapshot()
+    if not snapshot.is_dir(path):
         raise UnsupportedError(
             f"{path}: a piece of a checkpoint that is a directory",
             path=path,
             hint=f"Name the directory: {path.parent}",
         )
-    root = _root(path)
+    root = _root(path, snapshot)
     if root is None:
-        place = _unfinished(path) or path
+        place = _unfinished(path, snapshot) or path
         raise UnreadableError(
             f"{place}: an unfinished checkpoint: it has no {_METADATA}, which is written last",
             path=path,
@@ -118,7 +119,7 @@ def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = 
     was_enabled = gc.isenabled()
     gc.disable()  # all that a pickle holds stays; looking through it again and again costs a third
     try:
-        return _read(path, root, section, snapshot or Snapshot())
+        return _read(path, root, section, snapshot)
     finally:
         if was_enabled:
             gc.enable()
@@ -128,7 +129,7 @@ def _read(path: Path, root: str, section: str | None, snapshot: Snapshot) -> Che
     metadata = parse(path / root / _METADATA)
     flat = tree_of(metadata)
     for name in _SIDE_FILES:
-        if (path / root / name).is_file():
+        if snapshot.is_file(path / root / name):
             for key, value in plain_values(path / root / name).items():
                 flat.tree.setdefault(key, value)
     located = _located(flat, section, path)
@@ -193,7 +194,7 @@ def _refusal(path: Path, flat: FlatTree) -> UnsupportedError:
 def _provenance(path: Path, snapshot: Snapshot) -> Mapping[str, Any] | None:
     """What an earlier run of ckpttool left in the directory."""
     place = path / _PROVENANCE
-    if not place.is_file():
+    if not snapshot.is_file(place):
         return None
     said = load_json(place, snapshot)
     return said if isinstance(said, dict) else None

@@ -17,6 +17,7 @@ from ckpttool.errors import UnreadableError, UnsupportedError
 from ckpttool.formats.container import KeyPath
 from ckpttool.formats.pickles.emitter import DROPPED, dump
 from ckpttool.formats.pickles.inert import Inert, InertType, inert_type, load
+from ckpttool.reading.opened import OpenedFile
 from ckpttool.tensors import DTYPES, DType, Region
 
 __all__ = ["BytesEntry", "Entry", "Metadata", "Stored", "TensorEntry", "parse", "rewrite"]
@@ -100,10 +101,8 @@ def parse(path: Path) -> Metadata:
         UnreadableError: It is no such file, or says something that cannot be.
         UnsupportedError: It has a chunk that was compressed or encrypted by an extension.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
+    with OpenedFile(path) as file:
+        data = file.read_at(0, file.nbytes)
     if not data:
         raise UnreadableError(
             f"{path}: the file is empty",

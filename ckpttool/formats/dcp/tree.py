@@ -22,6 +22,7 @@ from ckpttool.formats.pickles.inert import load
 from ckpttool.formats.pytorch.tensors import Refused, Storages, TensorReader, storage_ref
 from ckpttool.formats.pytorch.tree import Opaque, plain_tree
 from ckpttool.formats.section_names import OPTIMIZER_KEYS
+from ckpttool.reading.opened import OpenedFile
 from ckpttool.tensors import DTYPES, DType, Extent, Piece, Region, TensorSpec
 from ckpttool.tiling import TilingError, assembled, check_tiling
 
@@ -206,11 +207,8 @@ def plain_values(path: Path) -> dict[Any, Any]:
     Raises:
         UnreadableError: It is truncated or damaged.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except OSError as error:
-        raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
+    with OpenedFile(path) as file:
+        head = file.read_at(0, 512)
     if not first_name(head):
         return {}
     archive = open_archive(path)

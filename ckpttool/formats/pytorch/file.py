@@ -73,7 +73,7 @@ class TorchContainer:
     is_bare: bool = False
 
 
-def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # noqa: ARG001  # the same question to all formats
+def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # noqa: ARG001  # the head decides
     """Whether a file that starts like this is one of torch's, or a pickle at all (of which `read` says what it is)."""
     if is_legacy(head) or is_legacy_tar(head):
         return True

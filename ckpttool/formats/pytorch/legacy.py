@@ -8,7 +8,6 @@ The numbers of elements are those of the persistent ids in the object, so every 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from ckpttool.errors import UnreadableError, UnsupportedError
 from ckpttool.formats.foreign import foreign_pickle
 from ckpttool.formats.pickles.inert import Inert, InertType, load
 from ckpttool.formats.pytorch.tensors import STORAGE_ITEMSIZES, StorageRef, Storages, storage_ref
+from ckpttool.reading.opened import OpenedFile
 from ckpttool.tensors import Extent
 
 __all__ = ["is_legacy", "is_legacy_tar", "read_legacy"]
@@ -43,16 +43,15 @@ class _Pickles:
         self.path = path
         self.at = 0
         self.refs: dict[str, StorageRef] = {}
-        self._file = path.open("rb", buffering=0)
-        self.size = os.fstat(self._file.fileno()).st_size
+        self._file = OpenedFile(path)
+        self.size = self._file.nbytes
         self._data = self.read_at(0, min(self.size, _FIRST_READ))
 
     def close(self) -> None:
         self._file.close()
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
-        self._file.seek(offset)
-        return self._file.read(nbytes)
+        return self._file.read_at(offset, nbytes)
 
     def next(self) -> Any:
         """The next one. Reads more of the file as long as that is what is missing."""
@@ -91,14 +90,9 @@ def read_legacy(path: Path) -> tuple[Any, Storages]:
         UnsupportedError: A pickle that torch.save did not write.
         UnreadableError: The file is truncated or damaged.
     """
-    try:
-        pickles = _Pickles(path)
-    except OSError as error:
-        raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
+    pickles = _Pickles(path)
     try:
         return _read(pickles)
-    except OSError as error:
-        raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
     finally:
         pickles.close()
 

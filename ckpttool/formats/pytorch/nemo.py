@@ -14,18 +14,18 @@ those of models in pieces are refused with what has to be typed.
 from __future__ import annotations
 
 import contextlib
-import os
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from ckpttool.errors import UnreadableError, UnsupportedError
 from ckpttool.formats.description import Implementation
 from ckpttool.formats.pytorch import file as torch_file
 from ckpttool.formats.pytorch.legacy import is_legacy_tar
+from ckpttool.reading.opened import OpenedFile
 from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import Artifact, Checkpoint, Copy, Extent, OutputFile
 
@@ -69,9 +69,9 @@ class NemoContainer:
     end: int
 
 
-def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # noqa: ARG001  # the same question to all formats
+def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # the same question to all formats
     """Whether a file is such an archive, or one that is compressed, of which `read` says what to do with it."""
-    if path.is_dir():
+    if snapshot.is_dir(path):
         return False
     if head[:2] == b"\x1f\x8b":
         return path.suffix.lower() == ".nemo" and _is_tar(_inflated(head))
@@ -110,11 +110,8 @@ def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = 
             the directory that it would be unpacked in.
         UnsupportedError: It is compressed, or the weights are in pieces.
     """
-    try:
-        with path.open("rb") as file:
-            compressed = file.read(2) == b"\x1f\x8b"
-    except OSError as error:
-        raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
+    with OpenedFile(path) as file:
+        compressed = file.read_at(0, 2) == b"\x1f\x8b"
     if compressed:
         raise UnsupportedError(
             f"{path}: a compressed .nemo archive, as NeMo wrote them before version 1.7",
@@ -217,14 +214,23 @@ def _check_name(path: Path, member: tarfile.TarInfo) -> None:
 class _Headers:
     """A file for `tarfile` to read headers of, and no more: a header that claims to be large is not believed."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: OpenedFile) -> None:
         self._file = file
-        self.seek, self.tell = file.seek, file.tell
+        self._at = 0
+
+    def seek(self, offset: int) -> int:
+        self._at = offset
+        return offset
+
+    def tell(self) -> int:
+        return self._at
 
     def read(self, nbytes: int) -> bytes:
         if not 0 <= nbytes <= _MAX_HEADER:
             raise ValueError(f"a header of {nbytes} bytes")
-        return self._file.read(nbytes)
+        data = self._file.read_at(self._at, nbytes)
+        self._at += len(data)
+        return data
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
@@ -246,8 +252,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
     at = 0
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(path.open("rb"))
-            size = os.fstat(file.fileno()).st_size
+            file = stack.enter_context(OpenedFile(path))
             archive = stack.enter_context(tarfile.TarFile(fileobj=_Headers(file), mode="r"))  # type: ignore[arg-type]
             while (member := archive.next()) is not None:
                 if member.size < 0 or member.offset < at:
@@ -261,13 +266,10 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
                 if "size" in archive.pax_headers:
                     raise damaged("one size is stated for all members")
                 at = _end(member)
-                if at > size:
-                    raise damaged(f"{member.name} ends at byte {at:,}, and the file at {size:,}")
+                if at > file.nbytes:
+                    raise damaged(f"{member.name} ends at byte {at:,}, and the file at {file.nbytes:,}")
                 yield member
-            file.seek(at)
-            mark = file.read(_BLOCK)
-        except OSError as error:
-            raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
+            mark = file.read_at(at, _BLOCK)
         except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
             if isinstance(error, UnreadableError):
                 raise
@@ -323,9 +325,8 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
 
 
 def _block_at(path: Path, offset: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(_BLOCK)
+    with OpenedFile(path) as file:
+        return file.read_at(offset, _BLOCK)
 
 
 def _header(like: bytes, nbytes: int) -> bytes:
