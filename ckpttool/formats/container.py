@@ -55,13 +55,16 @@ def dotted(path: KeyPath) -> str:
 
 def is_container(node: Any) -> bool:
     """Whether a node is a mapping or a list."""
-    return isinstance(node, (Mapping, list, tuple))
+    # The abstract class last: asking it takes longest, and most nodes of a checkpoint are tensors.
+    return not isinstance(node, TensorSpec) and isinstance(node, (dict, list, tuple, Mapping))
 
 
 def children(node: Any) -> Iterator[tuple[str | int, Any]]:
     """The children of a container, with keys that a path can hold; none of anything else."""
-    if isinstance(node, Mapping):
-        yield from ((key, value) for key, value in node.items() if isinstance(key, (str, int)))
+    if isinstance(node, (dict, Mapping)):
+        for key, value in node.items():
+            if isinstance(key, (str, int)):
+                yield key, value
     elif isinstance(node, (list, tuple)):
         yield from enumerate(node)
 

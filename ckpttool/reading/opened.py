@@ -6,12 +6,10 @@ What reads whole tensors is in `ckpttool.reading.sources`.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from ckpttool.errors import NotFoundError, UnreadableError, UnsupportedError
+from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UnsupportedError
 from ckpttool.reading.storage import storage_of
 
 __all__ = ["OpenedFile", "not_a_file", "unreadable"]
@@ -35,8 +33,10 @@ class OpenedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _errors(path):
+        try:
             self._file = storage_of(path).open(path)
+        except OSError as error:
+            raise _error_for(path, error) from error
         self.nbytes = self._file.nbytes
 
     def __enter__(self) -> OpenedFile:  # noqa: PYI034  # typing.Self came with Python 3.11
@@ -53,15 +53,17 @@ class OpenedFile:
         Raises:
             UnreadableError: The disk fails.
         """
-        buffer = memoryview(bytearray(max(0, min(nbytes, self.nbytes - offset))))
-        done = 0
-        with _errors(self.path):
+        buffer = bytearray(max(0, min(nbytes, self.nbytes - offset)))
+        view, done = memoryview(buffer), 0
+        try:  # no context manager: this is asked once for each tensor of an archive
             while done < len(buffer):
-                count = self._file.read_into(buffer[done:], offset + done)
+                count = self._file.read_into(view[done:], offset + done)
                 if not count:
                     break
                 done += count
-        return bytes(buffer[:done])
+        except OSError as error:
+            raise _error_for(self.path, error) from error
+        return bytes(view[:done])
 
     def close(self) -> None:
         """Close it. A second call does nothing."""
@@ -82,13 +84,7 @@ def unreadable(path: Path, error: OSError) -> UnreadableError:
     return UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path)
 
 
-@contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: no such file", path=path) from error
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            raise not_a_file(path) from error
-        raise unreadable(path, error) from error
+def _error_for(path: Path, error: OSError) -> CkpttoolError:
+    if isinstance(error, FileNotFoundError):
+        return NotFoundError(f"{path}: no such file", path=path)
+    return not_a_file(path) if error.errno == errno.EINVAL else unreadable(path, error)
