@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("examples/**/*.md"))]
@@ -101,6 +102,7 @@ def write_files(directory: Path, page: str = "README.md") -> None:
     for name in "abc":
         torch.save(small_weights(1.0), directory / f"{name}.pt")
     _write_snapshots(directory)
+    _write_hugging_face(directory / "hf")
     if page == "docs/ema-apply.md":
         for step in range(5_000, 50_001, 5_000):
             save_with_step(run / f"checkpoint_{step}.pt", weights(step / 10_000), step)
@@ -126,6 +128,15 @@ def _write_snapshots(directory: Path) -> None:
             torch.save(small_weights(float(step)), directory / "snapshots" / f"snapshot-{step:07d}-{width}.pt")
             named = {f"ema_model.{name}": tensor for name, tensor in small_weights(float(step)).items()}
             torch.save(named, directory / "ema-pytorch" / f"{index}.{step}.pt")
+
+
+def _write_hugging_face(directory: Path) -> None:
+    """Two checkpoints, the newer one with logs."""
+    for step in (100, 200):
+        folder = directory / f"checkpoint-{step}"
+        (folder / "runs").mkdir(parents=True)
+        save_file(small_weights(float(step)), folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text("{}")
 
 
 def _write_icefall(directory: Path) -> None:

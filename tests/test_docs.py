@@ -5,12 +5,13 @@ from __future__ import annotations
 import doctest
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -106,6 +107,52 @@ def test_the_examples_of_the_help_run(
         monkeypatch.chdir(directory)
         (example,) = examples(line)
         output_of(example, directory, run)
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------
+
+DOCUMENTS = [
+    "average a.pt b.pt -o x.pt --show encoder.bias",
+    "average runs/a --last 3 --dry-run --anneal cosine",
+    "average hf --dry-run",
+    "average exp --last 9 --window-from-running-mean --dry-run",
+    "ema-apply last.ckpt --dry-run -o y.pt",
+    "ema-apply last.ckpt --list",
+    "ema-apply runs/a --decay 0.9997 --dry-run",
+    "ema-apply runs/a --decay 0.999 --decay 0.9997 --dry-run",
+    "ema-apply snapshots --sigma-rel 0.12 --dry-run",
+    "ema-apply runs/a --stored-profile decay:0.999 --segment 30000:50000 --dry-run",
+]
+
+
+def fields(node: object, prefix: str = "") -> Iterator[str]:
+    """The dotted names of the fields of a document. The names below `shown` are those of tensors."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            if key != "shown":
+                yield from fields(value, f"{prefix}{key}.")
+    elif isinstance(node, list) and node:
+        yield from fields(node[0], f"{prefix.removesuffix('.')}[].")
+
+
+def test_the_fields_of_the_json_are_those_of_its_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    write_files(tmp_path, "docs/ema-apply.md")
+    monkeypatch.chdir(tmp_path)
+    printed = set()
+    for command in DOCUMENTS:
+        ran = run(*shlex.split(command), "--json")
+        assert ran.exit_code == 0, ran.stderr
+        printed |= {name.removeprefix("outputs[].") for name in fields(json.loads(ran.stdout))}
+    rows = re.findall(r"^\| (`.*?`) \|", (ROOT / "docs" / "json.md").read_text(encoding="utf-8"), re.MULTILINE)
+    documented = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    # Objects whose fields have rows of their own; the fields that --list shares with stored averages.
+    parents = {name.rpartition(".")[0].removesuffix("[]") for name in documented}
+    shared = {name.replace("stored_average", "checkpoints[]") for name in documented}
+    assert printed - documented - parents - shared == {"outputs", "anneal"}
+    assert documented - printed == set()
 
 
 # --- Python ----------------------------------------------------------------------------------------------------
