@@ -1,6 +1,26 @@
 """Average checkpoints, apply moving averages after training, and see learning-rate schedules.
 
-The public names are loaded when they are first used (PEP 562), so that ``import ckpttool`` costs nothing.
+The public names are loaded when they are first used (PEP 562), so that ``import ckpttool`` costs nothing. The modules,
+from the top layer down (docs/development.md):
+
+cli            the commands: options, wording, exit codes
+api            the same as functions
+training       averages in a training loop (PyTorch)
+operations     the use cases: from inputs to plans, and facts to report
+engine         executes plans
+ema            averages that checkpoints hold
+selection      which checkpoints of a directory take part
+planning       what will be done, and every reason not to
+formats        where the tensors of each format are, and where those of an output go
+reading        bytes: storage, ranges of tensors, checksums, values
+run_layouts    the file names in model directories, by framework
+tiling         tensors in pieces
+checksums      CRC-32 and CRC-32C
+tensors        the data model
+coefficients   the coefficient of each checkpoint
+schedules      learning rates
+errors         exceptions and exit codes
+text           parameters, names and labels in messages
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The house stays in order: what may import what, what a --help loads, what is shipped."""
+"""The architecture: what may import what, what a --help loads, what is shipped."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LAYERS = (
 """From the top down: a module imports from its own layer and from those below it."""
 
 PURE = ("coefficients", "schedules", "errors", "tensors", "text")
-"""Mathematics and words: no file, no format, nothing that does things."""
+"""Mathematics and text: no files, no formats, no side effects."""
 
 HEAVY = ("numpy", "torch", "ml_dtypes", "safetensors", "matplotlib")
 
@@ -88,19 +88,19 @@ def reached_from(module: str) -> set[str]:
     return reached
 
 
-def room(module: str) -> str:
+def top_package(module: str) -> str:
     """``cli`` for ``ckpttool.cli.average``."""
     return (module + ".").split(".")[1]
 
 
 def layer(module: str) -> int:
     """0 for the uppermost."""
-    return next(number for number, rooms in enumerate(LAYERS) if room(module) in rooms)
+    return next(number for number, packages in enumerate(LAYERS) if top_package(module) in packages)
 
 
 def importers(library: str, *, in_functions: bool) -> set[str]:
     return {
-        room(module)
+        top_package(module)
         for module in MODULES
         if any(name.split(".")[0] == library for name in imports(module, in_functions=in_functions))
     }
@@ -114,7 +114,7 @@ def test_no_import_runs_upward(module: str) -> None:
 
 
 def test_every_package_and_module_has_its_layer() -> None:
-    assert {room(module) for module in MODULES} - {""} == set().union(*LAYERS)
+    assert {top_package(module) for module in MODULES} - {""} == set().union(*LAYERS)
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
@@ -122,12 +122,24 @@ def test_no_module_imports_itself_through_others(module: str) -> None:
     assert module not in reached_from(module)
 
 
-@pytest.mark.parametrize("module", sorted(name for name in MODULES if room(name) in PURE))
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if top_package(name) in PURE))
 def test_pure_modules_know_only_each_other(module: str) -> None:
-    assert {room(name) for name in reached_from(module)} - {"_version"} <= set(PURE)
+    assert {top_package(name) for name in reached_from(module)} - {"_version"} <= set(PURE)
 
 
-@pytest.mark.parametrize("package", sorted(name for name, path in MODULES.items() if path.name == "__init__.py"))
+PACKAGES = sorted(name for name, path in MODULES.items() if path.name == "__init__.py")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_docstring_of_a_package_lists_its_modules(package: str) -> None:
+    """A line for each: its name, two spaces or more, and what it is."""
+    text = ast.get_docstring(ast.parse(MODULES[package].read_text(encoding="utf-8"))) or ""
+    inside = {name.removeprefix(f"{package}.") for name in MODULES if name.startswith(f"{package}.")}
+    there = {name for name in inside if "." not in name} - {"__main__", "_version"}
+    assert sorted(re.findall(r"^(\w+) {2,}\S", text, re.MULTILINE)) == sorted(there)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_no_name_in_a_package_is_also_a_module_of_it(package: str) -> None:
     """Importing ``cli._show`` sets ``_show`` in ``cli``, over a function of that name."""
     names = set()
@@ -140,7 +152,11 @@ def test_no_name_in_a_package_is_also_a_module_of_it(package: str) -> None:
 
 
 def test_only_the_entry_point_imports_the_command_line() -> None:
-    users = {room(module) for module in MODULES if any(room(name) == "cli" for name in imports(module) & set(MODULES))}
+    users = {
+        top_package(module)
+        for module in MODULES
+        if any(top_package(name) == "cli" for name in imports(module) & set(MODULES))
+    }
     assert users <= {"cli", "__main__"}
 
 
@@ -184,7 +200,7 @@ print(*sys.modules)
     assert set(run_python(code).split()) & set(HEAVY) == set()
 
 
-def test_the_version_stands_in_one_place_and_in_the_changelog() -> None:
+def test_the_version_is_in_one_place_and_in_the_changelog() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert 'dynamic = ["version"]' in pyproject
     assert re.search(r"^version\s*=", pyproject, re.MULTILINE) is None

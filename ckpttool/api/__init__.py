@@ -1,4 +1,4 @@
-"""The commands as functions, for those who call ckpttool from Python. The same words, the same defaults.
+"""The commands as Python functions, with the same names and defaults.
 
 >>> import ckpttool as ct
 >>> result = ct.average("runs/a", last=5, output="averaged.safetensors")

@@ -1,1 +1,7 @@
-"""Checksums of parts, put together: CRC-32 for zip archives, CRC-32C for TensorFlow."""
+"""Checksums of a whole from those of its parts.
+
+crc32      CRC-32, the checksum of zip archives
+crc32c     CRC-32C, the checksum of TensorFlow checkpoints
+by_kind    either, by the name that extents and output files have for it
+compiled   both in C, if that was built
+"""

@@ -1,12 +1,14 @@
 """Executes plans: reads, adds, writes, then commits.
 
-run           executes plans together, and says what was done
-tasks         a plan, cut into chunks
-work          does them on a few threads; chunk_reader: the bytes of a chunk's terms
-numerics      widen, add in float64, round once; half_sums: the short way for 16-bit members, with the same bits
-sources       open input files; verification: the checksums that they state
-storage_io    elements of tensors, out of extents; piece_io: out of the pieces of sharded ones
-output        the output, which appears whole or not at all; read_back: a last look at it
+run            executes plans together, and returns what was done
+tasks          cuts plans into chunks
+work           computes the chunks on a few threads
+chunk_reader   reads the bytes of a chunk
+numerics       the arithmetic on a chunk: means, conversions, comparisons
+kernels        the code that computes means, in C and in numpy
+nonfinite      finds NaN and infinity
+output         the output, which appears whole or not at all
+read_back      reads the headers of the output again
 """
 
 from ckpttool.engine.run import (

@@ -6,16 +6,21 @@ safetensors files imports the module of no other format.
 
 Inputs are recognised by content, never by suffix; outputs are chosen by suffix.
 
-description               what a format is: `Format`, `Implementation`
-container                 nested containers: key paths, walking, looking up
-foreign                   formats that are not read, and what to do instead
-sections, section_names   what frameworks call the parts of a state dict
-safetensors               safetensors files
-pytorch/                  files of torch.save, and NeMo's archives of them
-dcp/                      directories of torch.distributed.checkpoint
-directories/              directories of safetensors and torch files
-tensorflow/, npz/         TensorFlow's checkpoints, NumPy's archives
-pickles/, archives/       pickles and zip archives, which several of them consist of
+description     what a format is: `Format`, `Implementation`
+container       nested containers: key paths, walking, looking up
+sections        where the weights are in a state dict
+section_names   what frameworks call the parts of a state dict
+average_keys    what frameworks call averages of the weights
+wrappers        prefixes that wrappers of a model put in front of names
+foreign         formats that are not read, and what to do instead
+safetensors     safetensors files
+pytorch         files of torch.save, and NeMo's archives of them
+dcp             directories of torch.distributed.checkpoint
+directories     directories of safetensors and torch files
+tensorflow      TensorFlow's checkpoints
+npz             NumPy's archives
+pickles         pickles, which torch files and DCP directories contain
+archives        zip archives, which torch files and .npz are
 """
 
 from __future__ import annotations

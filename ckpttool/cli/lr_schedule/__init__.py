@@ -1,4 +1,4 @@
-"""``ckpttool lr-plot-table``: parsing and words. The rules are in `ckpttool.schedules` and `ckpttool.operations`.
+"""``ckpttool lr-plot-table``: parsing and printing. The rules are in `ckpttool.schedules` and `ckpttool.operations`.
 
 command    the command and its options
 parsing    texts of options as values; parameters of messages as options

@@ -1,7 +1,9 @@
 """What computes the means: compiled C or numpy, with the same bits.
 
-compiled       loads the C library, where it was built (kernel.c, kernel_body.h: its sources)
-numpy_kernel   the same in numpy; half_sums: its short way for 16-bit members; double_double: its way for float64
+compiled        loads the C library, if it was built (sources: kernel.c, kernel_body.h)
+numpy_kernel    the same in numpy
+half_sums       its short way for 16-bit members
+double_double   its way for float64
 
 The environment variable CKPTTOOL_KERNEL chooses: `auto` (the default) takes the compiled kernel if it is there, `yes`
 insists on it, `no` takes numpy.
