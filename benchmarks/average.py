@@ -1,11 +1,11 @@
-"""How long averaging takes, as whole processes, beside the time that reading and writing the same bytes takes.
+"""How long averaging takes, as whole processes, and the time that reading and writing the same bytes takes.
 
     python benchmarks/average.py [--data DIRECTORY] [--rounds N] [--keep] [--only NAME ...] [--peers]
 
 Every row averages five checkpoints. Its yardstick is `cat INPUTS > /dev/null; cp ONE OUT` on the same weights: what
 it costs to read the inputs and to write the output and do nothing else (and without an fsync, which ckpttool does).
 Both run in turn, round after round, from the page cache, each round with no output there yet; the least time of each
-counts, since noise only adds. Processor time stands beside it in parentheses: on a busy machine threads do not help.
+counts, since noise only adds. Processor time is given in parentheses: on a busy machine threads do not help.
 Memory is the whole process's peak resident size. The data are made first (6 GB for the largest row), and deleted at
 the end unless --keep is given; as in checkpoints of one run, a weight differs little from member to member.
 """
@@ -107,7 +107,7 @@ ROWS = (
     Row("float32", "five 1.1 GB float32 safetensors", ".safetensors", 67, "at most 1.3"),
     Row("bfloat16", "the same weights in bfloat16", ".safetensors", 67, "at most 2", "bfloat16"),
     Row("float16", "the same weights in float16", ".safetensors", 67, "at most 2", "float16"),
-    Row("torch", "five .pt, 0.4 GB of weights beside Adam's 0.8 GB", ".pt", 24, "at most 1.5"),
+    Row("torch", "five .pt, 0.4 GB of weights next to Adam's 0.8 GB", ".pt", 24, "at most 1.5"),
     Row("small", "five safetensors of 10 MB", ".safetensors", 10, "at most 0.5 s", columns=64),
 )
 
@@ -165,7 +165,7 @@ def make(row: Row, directory: Path) -> list[Path]:
 
 
 def yardstick(row: Row, inputs: Sequence[Path], directory: Path) -> tuple[list[Path], Path]:
-    """Files of exactly the weights' bytes: the inputs themselves, or files of that size where state lies beside."""
+    """Files of exactly the weights' bytes: the inputs themselves, or files of that size if they hold state as well."""
     if row.suffix == ".safetensors":
         return list(inputs), inputs[0]
     files = []

@@ -66,7 +66,7 @@ class CkpttoolError(Exception):
 
 
 class UsageError(CkpttoolError, ValueError):
-    """The request makes no sense as it stands."""
+    """The request is not valid: an argument, or a combination of arguments."""
 
     exit_code = 2
 

@@ -1,6 +1,6 @@
 """Text of messages: parameters of the library, lists of names cut short, labels of tensors.
 
-The library speaks of its parameters, and the command line of its options. A message is therefore written with
+The library names its parameters, and the command line its options. A message is therefore written with
 `parameter` where it names one:
 
 >>> message = Message(f"{parameter('force', True)} replaces it")
@@ -43,7 +43,7 @@ def as_keyword(name: str, value: str | None) -> str:
 
 
 class Message(str):
-    """A message. As a string it speaks of parameters; `render` names them in another way.
+    """A message. As a string it names parameters; `render` names them in another way.
 
     Formatting a message into another string keeps the words of Python: build the whole text first.
     """

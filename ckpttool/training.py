@@ -73,7 +73,7 @@ class MovingAverage:
         decay: What the average keeps of itself at each step, between 0 and 1: 0.9999 is usual.
         warmup: Whether the decay grows towards `decay` as above.
         buffers: ``"newest"`` or ``"average"``.
-        device: Where the shadow is kept; beside each weight if not given.
+        device: Where the shadow is kept; None: on the device of each weight.
 
     Raises:
         UsageError: If the decay is out of range, or `buffers` is neither of its words.
@@ -229,7 +229,7 @@ class MovingAverage:
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on, as plain values and tensors: ``torch.load(weights_only=True)`` reads it.
 
-        Store it beside the model's own state dict; ``ckpttool ema-apply`` finds it there under any key.
+        Store it next to the model's own state dict; ``ckpttool ema-apply`` finds it there under any key.
 
         Returns:
             ======================  ===================================================================

@@ -36,7 +36,7 @@ class _Planner(DefaultSavePlanner):
 
 
 def whole(value: torch.Tensor, rank: int = 0) -> Sharding:
-    """A tensor that lies on one rank."""
+    """A tensor that is on one rank."""
     return [(rank, Region((0,) * value.ndim, tuple(value.shape)))]
 
 

@@ -151,7 +151,7 @@ def test_weights_are_paired_oldest_first_in_a_directory_and_as_given_in_a_list(
     assert run("average", *files, "--weights", "3,1", "--normalize", "-o", tmp_path / "y.pt").exit_code == 0
     state = load(tmp_path / "y.pt")
     assert state["model"]["a.bias"][0] == 4.75
-    assert state["step"] == 300  # the newest is the highest step, wherever it stands in the list
+    assert state["step"] == 300  # the newest is the highest step, wherever it is in the list
     ran = run("average", *files, "--weights", "3,1", "--normalize", "-o", tmp_path / "z.pt", "-n", "--json")
     document = json.loads(ran.stdout)
     assert [(m["step"], m["coefficient"]) for m in document["members"]] == [(100, 0.25), (300, 0.75)]
@@ -415,7 +415,7 @@ def missing_key(directory: Path) -> None:
         pytest.param(None, ["--last", "0"], 2, ["--last"], id="no number"),
         pytest.param(None, ["--from-step", "900"], 3, [], id="none left"),
         pytest.param(None, ["--weights", "0.5,0.6"], 2, ["1.1"], id="weights do not sum to 1"),
-        pytest.param(None, ["--weights", "0.5,x"], 2, ["--weights"], id="weights are no numbers"),
+        pytest.param(None, ["--weights", "0.5,x"], 2, ["--weights"], id="weights are not numbers"),
         pytest.param(None, ["--best", "2"], 2, ["--metric"], id="best by what"),
         pytest.param(None, ["--section", "modle"], 2, ["model"], id="wrong section"),
         pytest.param(None, ["-o", "x.xyz"], 2, [".xyz", ".safetensors"], id="unknown suffix"),

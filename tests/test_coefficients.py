@@ -404,7 +404,7 @@ def test_shares_over_five_checkpoints():
 
 @laws
 @given(n=st.integers(1, 40), curve=st.sampled_from(sorted(ANNEALING_CURVES)))
-def test_annealing_gives_back_the_curve_it_stands_in_for(n, curve):
+def test_annealing_gives_back_the_curve_that_it_replaces(n, curve):
     factor = ANNEALING_CURVES[curve]
     expected = [factor((i + 1) / n) for i in range(n)]
     assert implied_multipliers(anneal(n, curve)) == pytest.approx(expected, abs=1e-12)

@@ -232,7 +232,7 @@ def test_a_dry_run_and_the_run_end_alike(
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_no_room_and_no_permission_are_said_by_both(
+def test_no_space_and_no_permission_are_said_by_both(
     force: bool, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_files(tmp_path)
@@ -251,7 +251,7 @@ def test_no_room_and_no_permission_are_said_by_both(
     assert dry.stderr.splitlines()[-2:] == wet.stderr.splitlines()[-2:]
 
 
-def test_outputs_that_are_written_together_need_room_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_that_are_written_together_need_space_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_files(tmp_path)
     found = ct.discover(tmp_path).last(2)
     plans = [ct.make_plan(found, tmp_path / f"{name}.safetensors") for name in "ab"]

@@ -273,7 +273,7 @@ def test_the_output_is_the_same_for_every_order_and_number_of_threads(saved: Pat
 
 
 def test_pieces_are_read_in_the_order_of_dimensions_that_the_newest_has(tmp_path: Path) -> None:
-    """A .pt keeps channels last; the member in pieces beside it is gathered in that order."""
+    """A .pt keeps channels last; the member in pieces next to it is gathered in that order."""
     images = [torch.randn(4, 6, 5, 3) for _ in range(3)]
     for step, cut in ((1, split(images[0], 1, [1, 5])), (2, split(images[1], 3, [2, 1]))):
         save(tmp_path / f"step-{step}", {"model": {"w": images[step - 1]}, "step": step}, {"model.w": cut})
@@ -371,8 +371,8 @@ def test_what_two_processes_saved_with_fsdp_averages(tmp_path: Path) -> None:
 # --- Where weights stand ----------------------------------------------------------------------------------------
 
 
-def test_a_flat_dict_of_weights_beside_an_optimizer_is_told_apart(tmp_path: Path) -> None:
-    """torchtitan and Megatron save the weights at the top, beside keys that begin with ``optimizer.``."""
+def test_a_flat_dict_of_weights_with_an_optimizer_is_told_apart(tmp_path: Path) -> None:
+    """torchtitan and Megatron save the weights at the top, next to keys that begin with ``optimizer.``."""
     for step in (1, 2):
         state = {
             "tok_embeddings.weight": torch.full((4, 2), float(step)),

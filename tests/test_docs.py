@@ -69,7 +69,7 @@ def compared(text: str) -> str:
 
 
 def shows(example: Example, printed: str) -> bool:
-    """Whether the output is what the page shows. A line of three dots stands for any lines."""
+    """Whether the output is what the page shows. A line of three dots matches any lines."""
     parts = [re.escape(compared(part)) for part in re.split(r"^\.\.\.$", "\n".join(example.shown), flags=re.MULTILINE)]
     return re.fullmatch(r"\n(?:.*\n)*?".join(parts), compared(printed)) is not None
 

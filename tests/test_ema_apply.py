@@ -152,7 +152,7 @@ def test_several_lengths_in_one_pass_equal_single_runs_bit_for_bit(model_dir: Pa
         assert together.read_bytes() == alone.read_bytes()
 
 
-def test_lengths_of_several_kinds_share_a_placeholder(model_dir: Path, tmp_path: Path, run: Run) -> None:
+def test_different_measures_of_length_share_a_placeholder(model_dir: Path, tmp_path: Path, run: Run) -> None:
     options = ("--half-life", "3000", "--window", "0.5")
     refused = run("ema-apply", model_dir, *options, "-o", tmp_path / "x.pt")
     assert (refused.exit_code, "{length}" in refused.stderr) == (2, True)
@@ -330,22 +330,22 @@ def test_list_needs_no_output_and_compares_numbers(timm: Path, run: Run) -> None
     assert "state_dict_ema" in run("ema-apply", timm, "--list").stdout
 
 
-def verdicts(ran: Ran) -> list[str]:
-    return [verdict["kind"] for verdict in plan_of(ran)["checkpoints"][-1]["verdicts"]]
+def findings(ran: Ran) -> list[str]:
+    return [finding["kind"] for finding in plan_of(ran)["checkpoints"][-1]["verdicts"]]
 
 
-def test_verdicts_come_where_the_numbers_show_them(tmp_path: Path, run: Run) -> None:
+def test_findings_are_given_where_the_values_show_them(tmp_path: Path, run: Run) -> None:
     raw = state(1)
     poisoned = {**state(2), "encoder.bias": torch.full((6,), float("nan"))}
     partial = {name: value for name, value in state(2).items() if not name.startswith("norm")}
     for name, average in {"equal": raw, "nan": poisoned, "partial": partial}.items():
         torch.save({"model": raw, "ema": average}, tmp_path / f"{name}.pt")
-    assert verdicts(run("ema-apply", tmp_path / "equal.pt", "--list", "--json")) == ["equal"]
-    assert verdicts(run("ema-apply", tmp_path / "nan.pt", "--list", "--json")) == ["non-finite"]
-    assert verdicts(run("ema-apply", tmp_path / "partial.pt", "--list", "--json")) == ["partial"]
+    assert findings(run("ema-apply", tmp_path / "equal.pt", "--list", "--json")) == ["equal"]
+    assert findings(run("ema-apply", tmp_path / "nan.pt", "--list", "--json")) == ["non-finite"]
+    assert findings(run("ema-apply", tmp_path / "partial.pt", "--list", "--json")) == ["partial"]
     torch.save({"model": state(5), "ema": state(2)}, tmp_path / "a.pt")
     torch.save({"model": state(6), "ema": state(2)}, tmp_path / "b.pt")
-    assert verdicts(run("ema-apply", tmp_path / "a.pt", tmp_path / "b.pt", "--list", "--json")) == ["frozen"]
+    assert findings(run("ema-apply", tmp_path / "a.pt", tmp_path / "b.pt", "--list", "--json")) == ["frozen"]
 
 
 def test_list_of_a_model_directory_looks_at_the_newest_two(tmp_path: Path, run: Run) -> None:
@@ -353,7 +353,7 @@ def test_list_of_a_model_directory_looks_at_the_newest_two(tmp_path: Path, run: 
     directory.mkdir()
     for step in (1000, 2000, 3000):
         torch.save({"model": state(step), "ema": state(7)}, directory / f"checkpoint_{step}.pt")
-    assert verdicts(run("ema-apply", directory, "--list", "--json")) == ["frozen"]
+    assert findings(run("ema-apply", directory, "--list", "--json")) == ["frozen"]
 
 
 def test_nan_in_the_average_is_refused_and_nothing_is_left(tmp_path: Path, run: Run) -> None:

@@ -568,7 +568,7 @@ def test_a_disk_that_is_too_small(two, tmp_path, monkeypatch):
         plan = build_plan(two, disk / "out.safetensors")
         with pytest.raises(WriteError, match="the disk has 102,400 free"):
             execute(plan)
-        # Another process may take the room between the check and the run.
+        # Another process may take the space between the check and the run.
         monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40))
         with pytest.raises(WriteError, match="space") as caught:
             execute(plan)

@@ -265,7 +265,7 @@ def test_edits_replace_and_drop_entries_of_one_container() -> None:
     assert pickle.loads(dump(graph))["a"] == 1
 
 
-def test_a_substitute_stands_in_every_place_of_an_object() -> None:
+def test_a_substitute_is_in_every_place_of_an_object() -> None:
     shared = argparse.Namespace(x=1)
     graph = read(pickle.dumps([shared, shared, argparse.Namespace(x=2)], 2))
     instead = InertType("Inert", (Inert,), {"__slots__": (), "module": "argparse", "name": "Namespace"})()

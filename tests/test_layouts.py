@@ -237,7 +237,7 @@ def test_numbered_names_of_no_framework_are_read_all_the_same(names, template_en
     assert {name: named.key[1] for name, named in found.entries.items()} == template_entries
 
 
-def test_runs_beside_each_other_are_no_checkpoints_of_one_run():
+def test_runs_next_to_each_other_are_not_checkpoints_of_one_run():
     model = ("model.safetensors", "config.json")
     for template in ("seed{}", "fold_{}", "version_{}", "trial-{}", "run{}"):
         with pytest.raises(NotFoundError):
@@ -319,7 +319,7 @@ def test_a_run_that_is_called_avg_is_not_an_average():
     assert set(found.entries) == {"avg_step_100.pt", "avg_step_200.pt"}
 
 
-def test_companions_decide_between_frameworks_that_name_alike():
+def test_auxiliary_files_decide_between_frameworks_that_name_alike():
     names = ["epoch_1.pt", "epoch_2.pt"]
     assert detect(dict.fromkeys([*names, "params.txt", "epoch_latest.pt"])).layout.name == "open_clip"
     assert detect(dict.fromkeys([*names, "epoch_1.yaml", "epoch_2.yaml", "init.pt"])).layout.name == "wenet"

@@ -34,7 +34,7 @@ SHOWN = [
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """The files that the page speaks of: its own configuration, and a log of that training."""
+    """The files that the page names: its own configuration, and a log of that training."""
     monkeypatch.chdir(tmp_path)
     (config,) = blocks(PAGES[0], "yaml")
     (tmp_path / "data.yml").write_text(config)

@@ -217,7 +217,7 @@ def test_an_empty_json_selection_cannot_be_and_one_row_is_valid(run):
 # --- pictures and files ---
 
 
-def test_a_picture_beside_piped_data_goes_to_stderr(run):
+def test_a_picture_with_piped_data_goes_to_stderr(run):
     ran = run(*NOAM, "--plot", "--steps", "1:20000:100", "--width", 60)
     assert ran.stdout.startswith("step\tapplied\tlogged\n1\t")
     lines = ran.stderr.splitlines()

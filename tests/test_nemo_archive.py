@@ -130,7 +130,7 @@ def test_an_archive_becomes_a_plain_file_of_its_weights(tmp_path: Path, run: Run
     assert all(torch.equal(loaded[name], expected[name]) for name in loaded)
 
 
-def test_members_of_other_formats_stand_beside_an_archive(tmp_path: Path) -> None:
+def test_members_of_other_formats_are_averaged_with_an_archive(tmp_path: Path) -> None:
     old = tmp_path / "a.ckpt"
     torch.save(state(1), old)
     new = nemo(tmp_path / "b.nemo", 2)
@@ -348,7 +348,7 @@ def test_an_extended_header_that_claims_to_be_large_is_not_believed(tmp_path: Pa
     info.size = 1 << 40
     with path.open("wb") as file:
         file.write(info.tobuf(tarfile.GNU_FORMAT))
-        file.truncate(1 << 41)  # a sparse file has room for it
+        file.truncate(1 << 41)  # a sparse file may be so long
     with pytest.raises(UnreadableError, match="a header of"):
         open_checkpoint(path)
 

@@ -212,7 +212,7 @@ def test_what_is_no_number_is_kept_as_it_is(tmp_path, array):
 
 
 @pytest.mark.parametrize("dtype", [np.longdouble, ml_dtypes.float8_e4m3fn])
-def test_numbers_of_unknown_kinds_are_refused_by_name(tmp_path, dtype):
+def test_unknown_dtypes_are_refused_by_name(tmp_path, dtype):
     np.savez(tmp_path / "a.npz", w=np.ones(2, dtype))
     with pytest.raises(UnsupportedError, match=r"w\.npy has elements of type"):
         open_checkpoint(tmp_path / "a.npz")
@@ -297,7 +297,7 @@ def test_too_many_members_for_a_comment_are_counted(tmp_path):
 
 
 def test_archives_beyond_four_gigabytes_say_so(tmp_path):
-    """Only the headers are made: sizes, places and checksums of a 5 GiB array and of what stands behind it."""
+    """Only the headers are made: sizes, places and checksums of a 5 GiB array and of what follows it."""
     tensors = {
         ("", name): OutputTensor(DTYPES["float32"], shape) for name, shape in {"a": (5 << 28,), "b": (2,)}.items()
     }

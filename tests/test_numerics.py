@@ -139,7 +139,7 @@ def test_any_float64_is_rounded_once(dtype, values):
         max_size=50,
     )
 )
-def test_values_beside_ties_are_rounded_once(dtype, data):
+def test_values_next_to_ties_are_rounded_once(dtype, data):
     values = [math.ldexp(mantissa, exponent) * (1 + step * 2.0**-bits) for mantissa, exponent, step, bits in data]
     assert_rounded_once(values, dtype)
 

@@ -201,7 +201,7 @@ def test_what_is_left_over_two_gaps_is_what_is_left_of_what_is_left(profile, run
 
 @laws
 @given(profile=profiles, share=st.floats(0.01, 0.99), last=st.integers(1, 10**6))
-def test_the_age_of_a_share_is_where_the_rest_of_the_mass_lies(profile, share, last):
+def test_the_age_of_a_share_is_where_the_rest_of_the_mass_is(profile, share, last):
     age = profile.age(share, last)
     assert 0 <= age <= last
     rest = profile.mass(last - age, last)
@@ -272,13 +272,13 @@ def test_the_warmup_rule_averages_the_last_forty_percent_until_its_cap_takes_ove
     assert round(rule.age(0.99, 10**6)) == 46_049
 
 
-def test_the_learning_rate_curve_that_the_warmup_rule_stands_in_for():
+def test_the_learning_rate_curve_that_the_warmup_rule_replaces():
     rule, last = WarmupDecay(0.9999), 50_000
     curve = [round(1 - rule.mass(x * last, last), 3) for x in (0.5, 0.6, 0.7, 0.8, 0.9, 1)]
     assert curve == [0.998, 0.990, 0.960, 0.866, 0.613, 0]
 
 
-def test_an_average_longer_than_the_run_lies_on_its_start():
+def test_an_average_longer_than_the_run_is_at_its_start():
     length = ConstantDecay(0.9999).length(100)
     assert length.half_life == length.window_99 == 100
     assert length.window == 1

@@ -66,7 +66,7 @@ def bitsandbytes_4(codes: int, scales: int) -> Tensors:
 
 
 def bitsandbytes_4_in_bfloat16(codes: int, scales: int) -> Tensors:
-    """``bnb_4bit_quant_storage="bfloat16"``, as FSDP with QLoRA needs it: bytes that are no numbers."""
+    """``bnb_4bit_quant_storage="bfloat16"``, as FSDP with QLoRA needs it: bytes that are not numbers."""
     tensors = bitsandbytes_4(codes, scales)
     return {**tensors, "m.weight": integers(codes, 64, dtype=torch.uint8).view(torch.bfloat16).reshape(32, 1)}
 

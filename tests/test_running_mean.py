@@ -276,7 +276,7 @@ def test_library_and_command_line_write_the_same_bytes(trained: Trained, tmp_pat
     assert written == written[:1] * 4
 
 
-def test_bfloat16_weights_keep_their_type_beside_a_float32_mean(tmp_path: Path, run: Run) -> None:
+def test_bfloat16_weights_keep_their_type_next_to_a_float32_mean(tmp_path: Path, run: Run) -> None:
     trained = Trained(tmp_path / "exp", 60, epochs(3, 20), weights=torch.bfloat16)
     ran = run("average", trained.directory, "--last", 2, "--window-from-running-mean", "-o", tmp_path / "b.pt")
     assert ran.exit_code == 0, ran.stderr
@@ -346,7 +346,7 @@ def test_without_a_number_the_last_eight_intervals_are_taken_and_said(tmp_path: 
 
 
 def test_intervals_are_counted_in_checkpoints_of_one_kind_and_two_ends_may_be_of_any(tmp_path: Path, run: Run) -> None:
-    """icefall saves every so many batches beside the ends of epochs: five of which, only its user knows."""
+    """icefall saves every so many batches and at the ends of epochs; which are counted is asked."""
     between = {batch: f"checkpoint-{batch}.pt" for batch in (60, 120)}
     trained = Trained(tmp_path / "exp", 172, {**epochs(4), **between})
     for counted in (["--last", "1"], ["--last", "3"], []):
@@ -471,7 +471,7 @@ def test_a_mean_that_covers_less_in_the_first_is_refused(tmp_path: Path, run: Ru
 def stochastic_weight_averages(
     saved: tuple[int, ...], keep: Callable[[int, Net, AveragedModel], None], **options: Any
 ) -> list[State]:
-    """Train for as many updates as the last of `saved`, with torch's own AveragedModel beside the model."""
+    """Train for as many updates as the last of `saved`, with torch's own AveragedModel next to the model."""
     generator = torch.Generator().manual_seed(3)
     model = net()
     averaged = AveragedModel(model, **options)
@@ -489,7 +489,7 @@ def as_state_dict(number: int, model: Net, averaged: AveragedModel) -> Any:
     return averaged.state_dict()
 
 
-def beside_the_model(number: int, model: Net, averaged: AveragedModel) -> Any:
+def next_to_the_model(number: int, model: Net, averaged: AveragedModel) -> Any:
     return {"model": model.state_dict(), "swa_model": averaged.state_dict(), "step": number}
 
 
@@ -517,7 +517,7 @@ def as_swa_callback(number: int, model: Net, averaged: AveragedModel) -> Any:
     }
 
 
-@pytest.mark.parametrize("layout", [as_state_dict, beside_the_model, as_weight_averaging, as_swa_callback])
+@pytest.mark.parametrize("layout", [as_state_dict, next_to_the_model, as_weight_averaging, as_swa_callback])
 def test_torchs_averaged_model_gives_windows_of_its_updates(
     layout: Callable[[int, Net, AveragedModel], Any], tmp_path: Path, run: Run
 ) -> None:
@@ -541,7 +541,7 @@ def test_torchs_averaged_model_gives_windows_of_its_updates(
 
 def test_the_window_of_an_averaged_model_is_counted_in_updates(tmp_path: Path, run: Run) -> None:
     def keep(number: int, model: Net, averaged: AveragedModel) -> None:
-        torch.save(beside_the_model(number, model, averaged), tmp_path / f"model_{number}.pt")
+        torch.save(next_to_the_model(number, model, averaged), tmp_path / f"model_{number}.pt")
 
     stochastic_weight_averages((4, 10), keep)
     shown = window(run, tmp_path, "--last", 1)["window_from_running_mean"]
@@ -653,7 +653,7 @@ def test_the_way_that_the_hint_shows_for_an_exponential_average_works(tmp_path: 
     assert run("ema-apply", *pair, *profile, "-o", tmp_path / "out.pt").exit_code == 0
 
 
-def test_the_library_refuses_weights_beside_a_window(trained: Trained, tmp_path: Path) -> None:
+def test_the_library_refuses_weights_with_a_window(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="coefficients"):
         ct.average(trained.directory, tmp_path / "o.pt", weights=[0.5, 0.5], window_from_running_mean=True)
     with pytest.raises(UsageError, match="there is nothing to read"):

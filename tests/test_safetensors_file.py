@@ -98,7 +98,7 @@ def test_what_cannot_be_right_is_refused_in_one_sentence(tmp_path, case):
         (b"\x02\0\0", "truncated"),
     ],
 )
-def test_a_length_that_lies_is_refused_before_anything_is_allocated(tmp_path, content, words):
+def test_a_wrong_length_is_refused_before_anything_is_allocated(tmp_path, content, words):
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(UnreadableError, match=words):
         safetensors_file.read(tmp_path / "x.safetensors")
@@ -114,7 +114,7 @@ def test_every_truncation_of_a_file_is_refused(tmp_path):
             safetensors_file.read(cut)
 
 
-def test_a_name_that_stands_twice_is_refused_though_their_parser_takes_it(tmp_path):
+def test_a_name_that_occurs_twice_is_refused_though_their_parser_takes_it(tmp_path):
     one = json.dumps(ENTRY).encode()
     path = write(tmp_path / "x.safetensors", b'{"a":' + one + b',"a":' + one + b"}", EIGHT)
     with safe_open(path, "numpy") as file:

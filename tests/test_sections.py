@@ -200,7 +200,7 @@ COPIES = {
 
 
 @pytest.mark.parametrize("name", COPIES)
-def test_copies_beside_the_weights_are_found_under_their_own_names(name):
+def test_averages_next_to_the_weights_are_found_under_their_own_names(name):
     tree, sections = COPIES[name]
     found = locate(tree)
     assert list(found.copies) == sections
@@ -237,7 +237,7 @@ def test_tensors_that_are_not_averaged_are_said():
     assert "rng" not in note
 
 
-def test_single_numbers_beside_the_weights_are_not_worth_a_word():
+def test_single_numbers_next_to_the_weights_are_not_reported():
     """fairseq's meters: extra_state.metrics holds dozens of them."""
     meters = [("default", "loss", {"val": tensor(), "sum": tensor(1)})]
     assert locate({"model": weights(), "extra_state": {"metrics": meters}}).notes == ()

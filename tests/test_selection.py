@@ -144,7 +144,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("framework", FAMILIES)
 @pytest.mark.parametrize("comparable", ["steps inside", "no steps inside", "equal steps"])
-def test_several_of_two_kinds_of_checkpoints_are_a_question_with_its_answers(tmp_path, framework, comparable):
+def test_two_families_of_checkpoints_are_a_question_with_its_answers(tmp_path, framework, comparable):
     """The ends of epochs, and updates between them: their last three would be of uneven spacing."""
     epochs, updates = FAMILIES[framework]
     for step, name in zip((900, 1000, 850, 950), epochs + updates, strict=True):
@@ -162,7 +162,7 @@ def test_several_of_two_kinds_of_checkpoints_are_a_question_with_its_answers(tmp
             verb()
 
 
-def test_both_kinds_are_taken_in_one_order_where_that_is_asked_for(tmp_path):
+def test_both_families_are_taken_in_one_order_where_that_is_asked_for(tmp_path):
     for name, step in (("checkpoint1.pt", 500), ("checkpoint_2_700.pt", 700), ("checkpoint2.pt", 1000)):
         save(tmp_path / name, step=step, loss=1000 - step)
     everything = ["checkpoint1.pt", "checkpoint_2_700.pt", "checkpoint2.pt"]

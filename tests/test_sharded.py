@@ -481,7 +481,7 @@ def test_a_wrong_total_size_is_said(run):
     assert not any("total size" in note for note in open_checkpoint(run / "checkpoint-30").notes)
 
 
-def test_beside_one_file_an_index_is_not_taken_as_transformers_does(run):
+def test_an_index_next_to_one_file_is_not_taken_as_transformers_does(run):
     folder = run / "checkpoint-20"
     save_file(weights(99), folder / "model.safetensors")
     checkpoint = open_checkpoint(folder)
@@ -492,7 +492,7 @@ def test_beside_one_file_an_index_is_not_taken_as_transformers_does(run):
     assert not list((run / "out").glob("*-of-*"))
 
 
-def test_beside_safetensors_a_bin_file_is_not_taken(run):
+def test_a_bin_file_next_to_safetensors_is_not_taken(run):
     torch.save(weights(99), run / "checkpoint-10" / "pytorch_model.bin")
     checkpoint = open_checkpoint(run / "checkpoint-10")
     assert [file.name for file in checkpoint.files] == ["model.safetensors"]

@@ -86,7 +86,7 @@ def save_slices(path: Path, tensors: Mapping[str, torch.Tensor], offsets: Mappin
 
 
 def save_rows(path: Path, state: Mapping[str, torch.Tensor], ranks: int) -> None:
-    """Every tensor with rows cut along them, as FSDP cuts; what has none lies with the last rank."""
+    """Every tensor with rows cut along them, as FSDP cuts; what has none is on the last rank."""
     for rank in range(ranks):
         mine, offsets = {}, {}
         for key, value in state.items():
@@ -372,7 +372,7 @@ def test_an_absurd_rank_in_a_name_is_not_counted_up_to(three: Path) -> None:
         open_checkpoint(three)
 
 
-def test_a_file_that_is_missing_at_the_end_shows_beside_the_others(three: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_missing_at_the_end_shows_against_the_other_members(three: Path, tmp_path: Path) -> None:
     """Nothing in a directory says how many ranks there were; torch's reader takes the rest for the whole, too."""
     save_rows(tmp_path / "d", seeded(2), 3)
     (three / file(3)).unlink()

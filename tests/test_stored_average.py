@@ -86,7 +86,7 @@ def expect(found: StoredAverage, average: State, trained: State = RAW) -> None:
 
 
 # (what, file content, where the average is found, names that it covers)
-BESIDE: list[tuple[str, Any, str]] = [
+NEXT_TO_WEIGHTS: list[tuple[str, Any, str]] = [
     (
         "timm",
         {"state_dict": RAW, "state_dict_ema": AVERAGE, "arch": "a", "version": 2, "optimizer": OPTIMIZER},
@@ -193,8 +193,10 @@ def bare(state: State, names: tuple[str, ...]) -> State:
     return {endings[name]: value for name, value in state.items()}
 
 
-@pytest.mark.parametrize(("tree", "where"), [row[1:] for row in BESIDE], ids=[row[0] for row in BESIDE])
-def test_a_set_beside_the_weights_takes_their_place(tree: Any, where: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tree", "where"), [row[1:] for row in NEXT_TO_WEIGHTS], ids=[row[0] for row in NEXT_TO_WEIGHTS]
+)
+def test_a_set_next_to_the_weights_takes_their_place(tree: Any, where: str, tmp_path: Path) -> None:
     found = find_stored_average(save(tmp_path / "c.pt", tree))
     assert found.where == where
     assert not found.in_place
@@ -549,7 +551,7 @@ def test_what_the_average_does_not_cover_is_listed_and_keeps_its_value(tmp_path:
 
 
 def test_tied_weights_are_covered_together(tmp_path: Path) -> None:
-    """Keepers of averages store a tied tensor once; both names get it, and stay tied."""
+    """EMA implementations store a tied tensor once; both names get it, and stay tied."""
     tied = {**RAW, "embedding.weight": RAW["head.weight"]}
     found = find_stored_average(save(tmp_path / "c.pt", {"model": tied, "ema": AVERAGE}))
     both = found.weights()
@@ -631,7 +633,9 @@ def test_the_output_is_the_container_with_the_average_for_its_weights(timm: Path
         assert torch.equal(value, wanted)
 
 
-@pytest.mark.parametrize(("tree", "_where"), [row[1:] for row in BESIDE], ids=[row[0] for row in BESIDE])
+@pytest.mark.parametrize(
+    ("tree", "_where"), [row[1:] for row in NEXT_TO_WEIGHTS], ids=[row[0] for row in NEXT_TO_WEIGHTS]
+)
 def test_no_trace_of_the_average_is_left_in_the_output(tree: Any, _where: str, tmp_path: Path) -> None:
     """A resume from such a file would take the average for both."""
     path = save(tmp_path / "c.pt", tree)
@@ -733,7 +737,7 @@ def test_the_training_module_stores_what_is_found(tmp_path: Path) -> None:
     assert all(torch.equal(got["model"][name], value) for name, value in wanted.items())
 
 
-def test_a_list_in_a_file_beside_takes_the_names_of_the_weights(tmp_path: Path) -> None:
+def test_a_list_in_another_file_takes_the_names_of_the_weights(tmp_path: Path) -> None:
     """SimpleTuner's: safetensors keeps no order, so that only values tell."""
     from safetensors.torch import save_file
 
@@ -749,7 +753,7 @@ def test_a_list_in_a_file_beside_takes_the_names_of_the_weights(tmp_path: Path) 
     assert any("times nearer" in note for note in found.notes)
 
 
-def test_runs_beside_each_other_are_no_average_of_each_other(tmp_path: Path) -> None:
+def test_runs_next_to_each_other_are_not_averages_of_each_other(tmp_path: Path) -> None:
     for run in ("exp1", "exp1_ema"):
         (tmp_path / run / "checkpoint-100").mkdir(parents=True)
     assert folder_average(tmp_path) is None

@@ -1,6 +1,6 @@
 """TensorFlow checkpoints: read as TensorFlow reads them, written so that every entry is right, damage refused.
 
-The files in tests/data/tensorflow were written by TensorFlow and OpenNMT-tf (make.py there); the .npz beside each holds
+The files in tests/data/tensorflow were written by TensorFlow and OpenNMT-tf (make.py there). The .npz next to each has
 what TensorFlow itself reads from it.
 """
 
@@ -324,14 +324,14 @@ def test_what_a_bundle_cannot_hold_is_refused_before_anything_is_written(tmp_pat
 
 
 def test_the_average_of_a_run_is_a_model_directory_of_its_own(tmp_path):
-    """As OpenNMT-tf writes it: the bundle and its ``checkpoint`` file lie in avg/ itself."""
+    """As OpenNMT-tf writes it: the bundle and its ``checkpoint`` file are in avg/ itself."""
     for step in (1, 2):
         write(tmp_path, {"w": np.full(2, step, np.float32)}, prefix=f"ckpt-{step}")
     plan = make_plan(discover(tmp_path).last(2), f"{tmp_path / 'avg'}/")
     execute(plan)
     names = {"checkpoint", "ckpt-2.index", "ckpt-2.data-00000-of-00001"}
     assert {path.name for path in (tmp_path / "avg").iterdir()} == names
-    # A separator at its end makes no other place of it, so it is no advice.
+    # A separator at its end does not change the place, and is not suggested.
     with pytest.raises(OutputExistsError) as caught:
         execute(make_plan(discover(tmp_path).last(2), tmp_path / "avg"))
     assert caught.value.hint == "force=True replaces the earlier output. Choose another output."

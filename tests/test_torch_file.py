@@ -682,7 +682,7 @@ def test_names_that_are_tied_in_the_template_can_be_untied(tmp_path: Path) -> No
     assert back["x"].tolist() == [1, 1]
 
 
-def test_copies_are_written_beside_the_weights_or_left_out_whole(tmp_path: Path) -> None:
+def test_averages_are_written_next_to_the_weights_or_left_out_whole(tmp_path: Path) -> None:
     weights = {"a": torch.ones(2), "b": torch.ones(3)}
     average = {name: tensor * 2 for name, tensor in weights.items()}
     checkpoint = torch_file.read(save({"model": weights, "model_ema": average, "keep": 1}, tmp_path / "x.pt"))

@@ -1,4 +1,4 @@
-"""The library speaks of its parameters; the command line has an option for each, and says that."""
+"""The library names its parameters, and the command line its options."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ def test_a_directory_of_the_trainer_becomes_one_that_transformers_loads(tmp_path
     assert len(set(index["weight_map"].values())) > 1
 
 
-def test_weights_beside_the_partitions_are_taken_unless_the_masters_are_asked_for(tmp_path, run):
+def test_weights_next_to_the_partitions_are_taken_unless_the_masters_are_asked_for(tmp_path, run):
     halves = {name: tensor.bfloat16() for name, tensor in tensors(0).items()}
     for step in (90, 100):
         save_trainer(tmp_path / f"checkpoint-{step}", step, weights=halves)
@@ -488,7 +488,7 @@ def test_groups_that_do_not_fit_are_refused_in_zero_2(tmp_path):
 
 
 @pytest.mark.parametrize("change", [lambda group: group.popitem(), lambda group: group.update(more=torch.Size((9,)))])
-def test_a_group_of_zero_2_has_no_more_beside_its_parameters_than_padding(tmp_path, change):
+def test_a_group_of_zero_2_has_nothing_but_padding_after_its_parameters(tmp_path, change):
     save_zero(tmp_path, [tensors(0)], stage=2, ranks=2)
     changed(tmp_path / "mp_rank_00_model_states.pt", lambda content: change(content["param_shapes"][0]))
     with pytest.raises(UnreadableError, match="not one number for each parameter"):

@@ -179,7 +179,7 @@ def _bit_images() -> Words:
 
 
 class _Buffer(threading.local):
-    """A thread's room for a segment: fresh memory would be cleared by the kernel every time."""
+    """A thread's buffers for a segment: fresh memory would be cleared by the kernel every time."""
 
     words: Words | None = None
 

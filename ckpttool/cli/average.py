@@ -70,8 +70,8 @@ def average(
     training step; copies such as last.pt and earlier averages are recognised and left out. The output is a checkpoint
     that the framework loads: the newest one with the weights replaced.
 
-    Averaging checkpoints of a constant learning rate stands in for decaying it: equal shares for a linear decay,
-    --anneal 1-sqrt and cosine for those (WSM, arXiv:2507.17634). --dry-run shows the emulated curve.
+    Averaging checkpoints of a constant learning rate replaces a decay of it: equal shares replace a linear decay,
+    --anneal 1-sqrt and cosine those (WSM, arXiv:2507.17634). --dry-run shows the emulated curve.
 
     With --window-from-running-mean, the last N are the N intervals up to the newest, and the checkpoint before them
     is needed too: the mean over all training in them follows from these two files (icefall's averaged model).

@@ -54,7 +54,7 @@ class Wanted:
         value: The number.
         text: The number as it was typed, for file names.
         warmup: For "decay": whether it is the cap of min(decay, (1+step)/(10+step)), or the decay of every step.
-        is_default: Nobody asked for it: it is what is taken where no length is given.
+        is_default: Whether it is the default, which is used if no length is given.
     """
 
     kind: Kind
@@ -98,7 +98,7 @@ class Wanted:
             unit: What an update is.
 
         Returns:
-            None where the decay has an effect, and for a default, which nobody asked for.
+            None where the decay has an effect, and for the default.
         """
         first = self.first_effective_update()
         if self.is_default or updates >= first:

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 Replacement = Literal["delete", "none", "empty_list", "empty_dict"]
-"""What stands in the place of training state that is left out. "delete" removes the key itself."""
+"""What replaces training state that is left out. "delete" removes the key itself."""
 
 WEIGHT_SECTIONS: tuple[tuple[KeyPath, ...], ...] = (
     (
@@ -77,7 +77,7 @@ STEP_PATHS: tuple[KeyPath, ...] = (
     ("updates",),
     ("iters",),  # StyleTTS2
 )
-"""Where the number of updates stands, best first. Exact paths, so that an optimizer's own counters are not taken."""
+"""Where the number of updates is stored, best first. Exact paths, so that an optimizer's own counters are not taken."""
 
 STEP_OFFSETS: Mapping[KeyPath, int] = {("optim", "training_step"): -1}
 """What to add where a framework counts otherwise: OpenNMT-py keeps the number of the update that comes next."""

@@ -51,7 +51,7 @@ class Located:
             the elements of a nameless list are named "0", "1", ... in its order.
         section: Dotted key path of the weights; empty for a bare state dict; several are joined with "+".
         state: Training state, in the file's own order.
-        step: The number of updates that the content states, >= 0. An epoch is not a step: it stands in `values`.
+        step: The number of updates that the content states, >= 0. An epoch is not a step: it is in `values`.
         values: The small plain values of the tree (numbers, strings, booleans) by dotted key path, training state
             and weights apart.
         others: What is in the mappings of the weights and is not a tensor, by name: an object, a plain value, or a
@@ -146,7 +146,7 @@ def _find_values(tree: Mapping[Any, Any], apart: set[int]) -> dict[str, Any]:
 
 
 def _find_others(tree: Mapping[Any, Any], sections: tuple[KeyPath, ...], apart: set[int]) -> dict[str, Any]:
-    """What is no tensor in the mappings of the weights, training state apart; see `Located.others`."""
+    """Entries of the mappings of the weights that are not tensors, except for training state; see `Located.others`."""
     others: dict[str, Any] = {}
     seen = set(apart)
 
@@ -331,7 +331,7 @@ def _find_copies(
         if isinstance(node, Mapping) and len({place[depth] for place in names.values()}) == 1:
             child = node[next(iter(names.values()))[depth]]
             if is_container(child):
-                continue  # The copy is further down: ``ema.module`` beside ``ema.updates``.
+                continue  # The EMA is further down: ``ema.module`` next to ``ema.updates``.
         specs = {name: at(tree, where) for name, where in names.items()}
         if isinstance(node, Mapping):
             fitting = sum((strip_wrappers(name, ALL_WRAPPERS), spec.shape) in known for name, spec in specs.items())
@@ -426,7 +426,7 @@ def _leftovers(
     apart: set[int],
     sections: tuple[KeyPath, ...],
 ) -> tuple[str, ...]:
-    """What else could be averaged in this file, and is not. One number alone (a meter, a metric) is no weight."""
+    """What else could be averaged in this file, and is not. A single number (a meter, a metric) is not a weight."""
     known = {place for names in (weights, *copies.values()) for place in names.values()}
     counts: dict[str | int, int] = {}
     for path, node in walk(tree, seen=set(apart)):

@@ -38,7 +38,7 @@ FOLDER = "avg"
 
 @dataclass(frozen=True)
 class Annealing:
-    """The learning-rate decay that an average stands in for.
+    """The learning-rate decay that an average replaces.
 
     Attributes:
         curve: A name of `ckpttool.coefficients.ANNEALING_CURVES`.

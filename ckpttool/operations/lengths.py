@@ -60,7 +60,7 @@ def wanted_lengths(
 
 
 def default_lengths(*, warmup: bool = True) -> tuple[Wanted, ...]:
-    """The length where nobody asks for one: a decay of `DEFAULT_DECAY`."""
+    """The default length: a decay of `DEFAULT_DECAY`."""
     return (Wanted("decay", DEFAULT_DECAY, str(DEFAULT_DECAY), warmup, is_default=True),)
 
 
@@ -93,7 +93,7 @@ def output_names(
         if re.search(r"\{(decay|half.life|sigma.rel|window|length)\}", name):
             raise UsageError(
                 f"{parameter('output', output)}: the length {one} has no number for it",
-                hint="'{length}' stands for any of them.",
+                hint="'{length}' is replaced by any of them.",
             )
         names.append(name)
     if len(set(names)) < len(names):
@@ -105,7 +105,7 @@ def output_names(
 
 
 def _told_apart(one: Wanted) -> tuple[str, ...]:
-    """What the name of an output says of a length; nothing of the one that nobody asked for."""
+    """The part of an output's name that a length gives; empty for the default length."""
     if one.is_default:
         return ()
     return (f"{one.kind}-{one.text}", *(["constant"] if one.kind == "decay" and not one.warmup else []))

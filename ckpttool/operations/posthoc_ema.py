@@ -130,7 +130,7 @@ def plan_posthoc_ema(
         notes.append(f"and {len(paths) - 4} more snapshots")
     outputs = []
     for result, name in zip(weighed, names, strict=True):
-        # Those without a share are no members: the container and the integers are those of the newest that has one.
+        # Those without a share are not members: the container and the integers are those of the newest that has one.
         shared = [(one, c) for one, c in zip(opened, result.coefficients, strict=True) if c]
         newest = max((one for one, _ in shared), key=lambda one: one.step or 0)
         plan = make_plan(

@@ -236,7 +236,7 @@ def _notes(window: Window) -> list[str]:
         )
     if stop.copied:
         notes.append(
-            f"batch-norm statistics are the newest's ({first_names(stop.copied)}), since nobody can tell whether they "
+            f"batch-norm statistics are the newest's ({first_names(stop.copied)}), since it is not known whether they "
             "were averaged; re-estimate them on data if accuracy depends on it"
         )
     if stop.average.checkpoint.state:

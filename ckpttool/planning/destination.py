@@ -187,7 +187,7 @@ class Destination:
             )
         if foreign:
             raise self._exists(
-                f"holds files besides an earlier output ({first_names(foreign, 3)}), which would be lost",
+                f"holds files that are not of an earlier output ({first_names(foreign, 3)}), which would be lost",
                 "Move these files away.",
             )
         if not self.force:
@@ -221,12 +221,12 @@ def destinations_of(plans: Sequence[Plan]) -> list[Destination]:
 
 
 def check_destinations(destinations: Sequence[Destination]) -> None:
-    """Make sure that outputs may be written, all of them, and that there is room for them. Nothing is touched.
+    """Make sure that outputs may be written, all of them, and that there is space for them. Nothing is changed.
 
     Raises:
         UsageError: Two are the same.
         OutputExistsError: See `Destination.check`.
-        WriteError: See there; or a disk has no room.
+        WriteError: See there; or a disk has not enough space.
     """
     if len({each.target for each in destinations}) < len(destinations):
         raise UsageError("two plans have the same output", hint="Give every output a path of its own.")

@@ -80,7 +80,7 @@ class Selected(Protocol):
 
     @property
     def unit(self) -> str:
-        """What their steps count: ``step``, ``epoch``, ``date``, or ``number`` where nobody knows."""
+        """What their steps count: ``step``, ``epoch``, ``date``, or ``number`` if that is not known."""
 
     @property
     def skipped(self) -> Sequence[Skipped]:
@@ -136,7 +136,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class OutputForm:
-    """What the output takes from the newest member besides the names of its tensors.
+    """What the output takes from the newest member, in addition to the names of its tensors.
 
     Attributes:
         keep_container: Keep what else the newest member's file holds, where the output is of its format.

@@ -59,7 +59,7 @@ class FilePool(Generic[Key, File]):
         open_file: Opens the file of a key.
         close_file: Closes one.
         share: What part of the process's descriptors the pool may have.
-        before_eviction: Is given a file that is closed to make room, and not because all are.
+        before_eviction: Called with a file that is closed because another one is opened (not by `close`).
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class FilePool(Generic[Key, File]):
         with self._lock:
             file = self._files.get(key)
             if file is None:
-                self._make_room()
+                self._evict()
                 file = self._files[key] = self._open_file(key)
             else:
                 self._files.move_to_end(key)
@@ -99,7 +99,7 @@ class FilePool(Generic[Key, File]):
             with self._lock:
                 self._users[key] -= 1
 
-    def _make_room(self) -> None:
+    def _evict(self) -> None:
         if not self._limit:
             self._limit = max(_FEWEST, int((allow_more_files() - _RESERVED) * self._share))
         while len(self._files) >= self._limit:

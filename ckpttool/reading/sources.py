@@ -168,7 +168,7 @@ class Sources:
                         plain = inflater.decompress(pending, _INFLATE_STEP)
                         pending = inflater.unconsumed_tail
                         written += len(plain)
-                        if written > extent.nbytes:  # it lies about its size: no more of the disk is given to it
+                        if written > extent.nbytes:  # its size is not what it states: nothing more is written
                             raise corrupt
                         checksum = zlib.crc32(plain, checksum)
                         file.write(plain)

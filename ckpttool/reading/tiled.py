@@ -1,4 +1,4 @@
-"""Reading tensors that lie in pieces: any range of their elements, with no more memory than the range takes."""
+"""Reading tensors that are stored in pieces: any range of their elements, with no more memory than the range needs."""
 
 from __future__ import annotations
 
@@ -159,5 +159,5 @@ def open_view(spec: TensorSpec, strides: Sequence[int] | None, sources: Sources,
 
 
 def pieces_of(spec: TensorSpec) -> Sequence[TensorSpec]:
-    """A tensor, or the pieces that it lies in."""
+    """A tensor, or the pieces that it is stored in."""
     return [piece.spec for piece in spec.pieces] or [spec]

@@ -10,7 +10,7 @@ __all__ = ["LAYOUTS"]
 LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "fairseq",
-        # In several files, by FSDP or model parallelism, the first stands for all.
+        # In several files, by FSDP or model parallelism, the first represents all.
         (
             r"checkpoint(?P<epoch>\d+)(?:-shard0|_part0|-model_part-0)?\.pt",
             r"checkpoint_(?P<epoch>\d+)_(?P<step>\d+)(?:-shard0|_part0|-model_part-0)?\.pt",

@@ -21,7 +21,7 @@ LAYOUTS: tuple[Layout, ...] = (
         aliases=(Rule(r"model_final\.pth", Reason.NEWEST), Rule(r"model_best\.pth", Reason.BEST)),
         auxiliary=("config.yaml",),
     ),
-    # Of more digits, nobody knows what the number counts.
+    # With more digits, it is not known what the number counts.
     Layout("torchvision", (r"model_(?P<epoch>\d{1,3})\.pth",), aliases=(Rule(r"checkpoint\.pth", Reason.NEWEST),)),
     Layout("fastai", (r"model_(?P<epoch>\d{1,3})\.pth",), aliases=(Rule(r"model\.pth", Reason.BEST),)),
     Layout(

@@ -23,7 +23,7 @@ __all__ = ["Difference", "Fit", "Verdict", "compare_log", "fit_noam"]
 
 Outcome = Literal["agrees", "shifted by one", "restarted warm-up", "different parameters"]
 
-_FLOAT32 = 5e-7  # relative; two units in the last place and room for another build's rounding
+_FLOAT32 = 5e-7  # relative; two units in the last place, and another build's rounding
 _FARTHEST_RESTART = 100_000  # updates before the first differing line in which a restart is looked for
 _MOST_RATE = 1e100  # as in `rates`
 _MOST_PIECES = 64  # ranges of steps that are followed at once while a restart is looked for

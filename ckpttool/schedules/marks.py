@@ -25,7 +25,7 @@ class ChosenRows:
         selection: The steps that were asked for, or the salient ones.
         marked: The rows of the landmarks that are asked for.
         notes: Row -> what happens there.
-        by_default: Nobody asked for these rows.
+        by_default: Whether these rows are the default.
     """
 
     selection: StepSelection

@@ -133,7 +133,7 @@ def make_request(
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a schedule comes from, besides the parameters given.
+    """Where a schedule comes from, in addition to the parameters given.
 
     Attributes:
         kind: The schedule.

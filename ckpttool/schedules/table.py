@@ -184,8 +184,8 @@ def _table(rows: Rows, *, header: bool, width: int | None) -> Iterator[str]:
         indent = sum(widths) + 2 * len(widths)
         if width is None or indent - 2 <= width:
             break
-    # A note is folded below itself where there is room for words, and else follows on lines of its own.
-    room = max(width - indent, 0) if width else 0
+    # A note is wrapped in its own column if that is wide enough, and else follows on lines of its own.
+    space = max(width - indent, 0) if width else 0
     noted = bool(rows.notes) and (width is None or indent + len("note") <= width)
     if header:
         for line in rows.caption:
@@ -200,10 +200,10 @@ def _table(rows: Rows, *, header: bool, width: int | None) -> Iterator[str]:
             note = rows.notes.get(int(row[0]), "")
             if not note:
                 lines.append(line)
-            elif width is None or len(note) <= room:
+            elif width is None or len(note) <= space:
                 lines.append(f"{line}  {note}")
-            elif room >= 20:
-                first, *rest = textwrap.wrap(note, room)
+            elif space >= 20:
+                first, *rest = textwrap.wrap(note, space)
                 lines += [f"{line}  {first}", *(" " * indent + part for part in rest)]
             else:
                 lines += [line, *textwrap.wrap(note, width - 1, initial_indent="    ", subsequent_indent="    ")]

@@ -27,7 +27,7 @@ from ckpttool.text import Message, ending, parameter
 __all__ = ["DEFAULT_LAST", "Discovery", "Entry", "Unit"]
 
 DEFAULT_LAST = 8
-"""How many of the newest checkpoints are taken where nobody says it, as OpenNMT-tf's average_last_checkpoints."""
+"""How many of the newest checkpoints are taken by default, as OpenNMT-tf's average_last_checkpoints."""
 
 _THINNED = {Reason.NOT_EVERY: "every", Reason.BEFORE: "from_step", Reason.AFTER: "to_step"}
 """Reasons that the user's other choices give, and the parameters that are those choices."""
@@ -226,7 +226,7 @@ class Discovery:
 
         Args:
             n: How many.
-            metric: Its name: a dotted key, the ending of one, or as it stands in the file names or sidecars.
+            metric: Its name: a dotted key, the ending of one, or its name in the file names or sidecars.
             mode: Whether lower ("min") or higher ("max") is better; None: known metrics only, and a note says it.
 
         Raises:

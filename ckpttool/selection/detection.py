@@ -184,7 +184,7 @@ def classify(layout: Layout, listing: Listing, believed: frozenset[str] = frozen
                 unexplained.append(name)
         if any(fnmatchcase(name, glob) for glob in layout.auxiliary if glob not in {"*.json", "*.py", "*.yml"}):
             evidence += 1
-    # A pattern with a free beginning also fits "avg_step_100.pt"; where the whole run is called so, it is no average.
+    # A pattern with a free beginning also fits "avg_step_100.pt"; if the whole run is called so, it is not an average.
     averages = [name for name in entries if name not in believed and _first((EARLIER_AVERAGE,), name)]
     if len(averages) < len(entries):
         for name in averages:

@@ -2,7 +2,7 @@ r"""What the name of a checkpoint says: which number orders it, and what that nu
 
 A row of the table of layouts says it for a framework's names. Names that no row knows are read by general rules: a
 number counts steps or epochs where a word next to it says so (``step_10k``, ``e1_s500``, ``9epoch``,
-``model_500000_steps``); a number that differs between the names of a series orders them, and nobody knows what it
+``model_500000_steps``); a number that differs between the names of a series orders them, and it is not known what it
 counts. A seed, a fold, a metric or a decimal number is not a counter.
 """
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 Unit = Literal["step", "epoch", "date", "number"]
-"""What a number counts. number: nobody knows; it orders the checkpoints, and that is all."""
+"""What a number counts. number: not known; it only orders the checkpoints."""
 
 _LAST_PART = 10**9 - 1
 """Position of the end of an epoch among the checkpoints saved during it."""

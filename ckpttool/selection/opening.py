@@ -101,7 +101,7 @@ class Entry:
         path: The file or directory, as it is called there.
         opener: Opens it.
         step: Its number on the scale of its directory, in `unit`s; None where it has none (or only a date).
-        unit: What `step` counts; "number" where nobody knows it.
+        unit: What `step` counts; "number" if that is not known.
         where_step: Whether the step comes from the content or from the name; None where there is none.
         order: What it is sorted by; in a list, its place.
         epoch: The epoch in its name.

@@ -91,7 +91,7 @@ def rank(
 def _tie(
     entries: Sequence[Entry], readings: Sequence[Reading], ranked: Sequence[int], n: int, metric: str
 ) -> Iterator[str]:
-    """That the last one taken is no better than others that are not."""
+    """The sentence that the last one taken is not better than others that are left out."""
     if n == len(ranked):
         return
     value = readings[ranked[n - 1]].value

@@ -3,8 +3,8 @@
 A name and its content may both count, and not the same. The rules, for the oldest and the newest that can be read:
 
 * A name that says steps, and contents that say nothing or the same: steps, by name.
-* A bare number that is the step inside is a step; one that is the epoch inside is an epoch; else nobody knows what it
-  counts.
+* A bare number that is the step inside is a step; one that is the epoch inside is an epoch; else what it
+  counts is not known.
 * Names that count epochs, or nothing known, and contents whose steps rise with them and are at least as large: the
   steps inside count, and all of them are read.
 * Names that say steps, and contents that say others: the names count, with a warning.
@@ -46,7 +46,7 @@ def on_one_scale(
         names: What each one's name says.
         where: The directory, for messages.
         words: Whether the names themselves have a word for what they count; else a row of the table says it.
-        mixed: Whether the user has chosen among the names, so that their families are no question any more.
+        mixed: Whether the user has chosen among the names, so that nothing is asked about their families.
 
     Raises:
         UsageError: Some names count epochs and others steps, and the contents do not state the step.

@@ -3,7 +3,7 @@
     python examples/digits/train.py --seed 0 -o examples/digits/run
 
 A digit is eight rows of eight pixels, and a row is a token. The learning rate follows the Noam schedule and stays high
-on purpose: the weights keep moving around the minimum that they have found, and the mean of the last checkpoints lies
+on purpose: the weights keep moving around the minimum that they have found, and the mean of the last checkpoints is
 nearer to it than any one of them.
 
 Needs PyTorch and scikit-learn, which ships the digits; `evaluate.py` needs neither.
@@ -46,7 +46,7 @@ CONFIG: dict[str, Any] = {
 
 
 class Layer(nn.Module):
-    """Attention and a feed-forward network, each after a LayerNorm and beside a residual path."""
+    """Attention and a feed-forward network, each after a LayerNorm and with a residual path."""
 
     def __init__(self, dim: int, feed_forward: int) -> None:
         super().__init__()

@@ -176,7 +176,7 @@ def test_a_second_run_finds_the_same_members(average, runs):
     assert average(run, "--last", 2, "--force").names == first.names
 
 
-@pytest.mark.parametrize("gathers", [True, False], ids=["beside 16-bit weights", "alone"])
+@pytest.mark.parametrize("gathers", [True, False], ids=["with 16-bit weights", "alone"])
 def test_transformers_loads_the_average_of_the_trainers_directories(average, mean, tmp_path, gathers):
     transformers = pytest.importorskip("transformers")
     settings = {

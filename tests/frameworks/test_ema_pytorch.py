@@ -1,4 +1,4 @@
-"""ema-pytorch and torch-ema: their state beside the model's, and alone."""
+"""ema-pytorch and torch-ema: their state next to the model's, and alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def train(directory, ema, model, update, *, alone=False, name="ema"):
 
 
 @pytest.mark.parametrize("with_model", [True, False])
-def test_ema_pytorch_beside_the_model(average, tmp_path, mean, same, with_model):
+def test_ema_pytorch_next_to_the_model(average, tmp_path, mean, same, with_model):
     ema_class = pytest.importorskip("ema_pytorch").EMA
     model = build()
     ema = ema_class(model, beta=0.9, update_after_step=0, update_every=1, include_online_model=with_model)

@@ -39,7 +39,7 @@ def precise_mean(widened: Callable[[int], Doubles], weights: Sequence[float], di
     lost = ~np.isfinite(values)
     if lost.any():
         # NaN or infinity went in, or finite numbers so great that their sum or their splitting overflowed. The same
-        # again on a smaller scale settles the second; what small numbers lose there does not show beside these.
+        # again on a smaller scale settles the second; what small numbers lose there is negligible.
         high, low = _pair_sum(widened, weights, _DOWN)
         again = _pair_quotient(high, low, divisor) / _DOWN
         values[lost] = again[lost]

@@ -172,7 +172,7 @@ def _widen(raw: Bytes, name: str, scratch: Scratch) -> Array:
 
 
 def _nudge_ties(exact: Doubles, rounded: NDArray[np.float32], candidate: NDArray[np.bool_]) -> None:
-    """Move float32 values that only look like ties off the tie, to the side on which their float64 value lies.
+    """Move float32 values that only look like ties off the tie, to the side of their float64 value.
 
     A float64 that is rounded to float32 and then to something narrower is rounded twice. That differs from rounding
     once only where the first step lands exactly half way between two values of the narrower dtype without having
@@ -182,7 +182,7 @@ def _nudge_ties(exact: Doubles, rounded: NDArray[np.float32], candidate: NDArray
     Args:
         exact: The values before the first step.
         rounded: After it; changed in place.
-        candidate: Where `rounded` stands at a tie of the narrower dtype.
+        candidate: Where `rounded` is a tie of the narrower dtype.
     """
     count = np.count_nonzero(candidate)
     if not count:

@@ -25,14 +25,14 @@ _MAX_DIGITS = 4300
 """Of a decimal number: reading one takes time that grows with the square (CPython's own limit since 3.11)."""
 
 _PLAIN = 1
-"""The cost of a value that is no tuple: depth 0, one element."""
+"""The cost of a value that is not a tuple: depth 0, one element."""
 
 _DEPTH = 1 << 40
 """A cost is depth * _DEPTH + elements."""
 
 
 class BadPickleError(ValueError):
-    """The bytes are no pickle, or one that must not be given to an unpickler."""
+    """The bytes are not a pickle, or one that must not be given to an unpickler."""
 
 
 # What an opcode does to the stack.
@@ -93,7 +93,7 @@ _TENSOR = re.compile(
 """One tensor as torch.save writes all but the first of a kind: thirty opcodes in one step.
 
 It pushes one value, and what it puts into the memo are tuples of a few elements (the persistent id's tuple is
-checked by whoever loads it), which `_UNSEEN` stands for."""
+checked by whoever loads it), represented by `_UNSEEN`."""
 
 _UNSEEN = _PLAIN + 64
 """The cost of a memo entry that was written inside `_TENSOR`."""

@@ -31,7 +31,7 @@ DROPPED = _Dropped()
 """In `Edits`: the entry is left out."""
 
 Edits = Mapping[int, Mapping[Any, Any]]
-"""By the id() of a dict, list, tuple or inert object: key or index to what stands there instead."""
+"""By the id() of a dict, list, tuple or inert object: key or index to what replaces the value there."""
 
 
 class _Op(bytes):
@@ -70,7 +70,7 @@ def dump(
 
     Args:
         graph: What `inert_pickle.load` gave.
-        persistent_id: Asked about objects of types that are not of a pickle's own: the id that stands for it.
+        persistent_id: Called with objects of types that pickles do not have: the id that represents the object.
         substitute: Asked about each inert object: what to write in its place, or the object itself (also when it is
             asked about what it gave before).
         edits: What to write in place of the entries of single containers.

@@ -23,7 +23,7 @@ How = Literal["call", "new", "new_ex"]
 
 
 class InertType(type):
-    """A global that a pickle names: a class or a function, nobody knows which.
+    """A global that a pickle names: a class or a function; which is not known.
 
     Attributes:
         module: Its module, as the pickle writes it (``__builtin__`` in protocol 2 for ``builtins``).
@@ -202,7 +202,7 @@ def load(
         data: The pickle, and perhaps more after it.
         path: The file it comes from, for messages.
         start: Where it begins in `data`.
-        persistent_load: Given a persistent id, what stands in its place. It must not return anything that can be
+        persistent_load: Given a persistent id, the object that replaces it. It must not return anything that can be
             called or changed. May raise `UnreadableError`.
 
     Returns:
@@ -210,7 +210,7 @@ def load(
         `InertType` and what `persistent_load` gave) and the index after the pickle's last byte.
 
     Raises:
-        UnreadableError: It is no pickle, or a corrupt or hostile one.
+        UnreadableError: It is not a pickle, or a corrupt or malicious one.
         EOFError: The data end before the pickle does.
     """
     try:
@@ -243,7 +243,7 @@ _PICKLE_ERRORS = (
     TypeError,
     ValueError,
 )
-"""What CPython's unpickler has been seen to raise on bytes that are no sound pickle."""
+"""What CPython's unpickler has been seen to raise on bytes that are not a valid pickle."""
 
 
 def _unreadable(path: str | os.PathLike[str], error: BaseException) -> UnreadableError:

@@ -1,4 +1,4 @@
-"""What stands for a tensor in a torch pickle: from its inert object to a `TensorSpec`, and back.
+"""The objects in a torch pickle that represent tensors: from inert object to `TensorSpec`, and back.
 
 A tensor is pickled as a call of one of torch's rebuild functions, with a storage (a persistent id), an offset, sizes
 and strides; a Parameter is such a call around a tensor. The names are those of ``torch/_utils.py`` and
@@ -127,7 +127,7 @@ class Refused:
 
 
 def storage_ref(pid: Any) -> Any:
-    """What stands in a graph for a persistent id.
+    """The object in a graph that represents a persistent id.
 
     Raises:
         pickle.UnpicklingError: It is not one that torch writes.
@@ -144,7 +144,7 @@ def storage_ref(pid: Any) -> Any:
         ):
             return _make_ref(StorageRef, (cls, key, numel, view))
     elif type(pid) is tuple and len(pid) >= 2 and pid[0] == "module" and isinstance(pid[1], InertType):
-        return pid[1]  # a class, with its source code beside it; torch before 1.6 wrote that
+        return pid[1]  # a class, with its source code next to it; torch before 1.6 wrote that
     raise pickle.UnpicklingError("a persistent id that is not a storage's")
 
 
@@ -282,7 +282,7 @@ class TensorReader:
         return UnreadableError(
             f"{self.storages.path}: {what}{where}",
             path=self.storages.path,
-            hint="The file is damaged, or was made to mislead.",
+            hint="The file is malformed, by damage or on purpose.",
         )
 
 

@@ -54,7 +54,7 @@ def in_words(value: Any) -> str:
 
 
 class Place(NamedTuple):
-    """Where a value stands in the graph.
+    """Where a value is in the graph.
 
     Attributes:
         value: The value.
@@ -185,7 +185,7 @@ class _Entries(dict[str, Entry]):
 
 
 def find(graph: Any, path: KeyPath, known: dict[KeyPath, Any] | None = None) -> Place:
-    """Where the value at a key path of the plain tree stands in the graph.
+    """Where the value at a key path of the plain tree is in the graph.
 
     Args:
         graph: The graph.

@@ -39,7 +39,7 @@ _REPLACEMENTS: Mapping[Replacement, Callable[[], Any]] = {
 def plain_graph(artifact: Artifact) -> dict[str, Any]:
     """The object of a file that holds nothing but tensors.
 
-    A state dict; where there are copies beside the weights, a dict of the state dict ("model") and of the copies.
+    A state dict; if there are stored EMAs as well, a dict of the state dict ("model") and of these.
     """
     made: dict[TensorId, Inert] = {}
     sections: dict[str, dict[str, Inert]] = {}
@@ -161,7 +161,7 @@ def _common(paths: list[KeyPath]) -> KeyPath:
 class _Writer:
     """Names the storages of an object as the pickler meets them, and remembers what fills each.
 
-    What stands elsewhere in the object and is the same tensor as a weight (the same view of the same storage) is
+    What is elsewhere in the object and is the same tensor as a weight (the same view of the same storage) is
     renewed with it. Where two names that were tied get contents of their own, what else is tied to them keeps the old.
     """
 
@@ -232,7 +232,7 @@ def _kept(storages: Storages, ref: StorageRef) -> Extent:
     itemsize = STORAGE_ITEMSIZES.get(ref.cls.name, 0)
     if storages.big_endian and itemsize != 1:
         raise UnsupportedError(
-            f"{path}: big-endian tensors beside the weights cannot be written back",
+            f"{path}: big-endian tensors next to the weights cannot be written back",
             path=path,
             hint="Write the average to a .safetensors file.",
         )

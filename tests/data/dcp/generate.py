@@ -1,4 +1,4 @@
-"""Writes the checkpoints beside it: what two processes with FSDP and a DTensor in each dimension really save.
+"""Writes the checkpoints next to it: what two processes with FSDP and a DTensor in each dimension really save.
 
     python generate.py
 

@@ -93,7 +93,7 @@ def make_post_hoc() -> None:
     folder = HERE / "post_hoc"
     shutil.rmtree(folder, ignore_errors=True)
     model = nn.Linear(8, 4)
-    keeper = PostHocEMA(
+    tracker = PostHocEMA(
         model,
         sigma_rels=(0.05, 0.28),
         update_every=1,
@@ -106,8 +106,8 @@ def make_post_hoc() -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        keeper.update()
-    made = keeper.synthesize_ema_model(sigma_rel=0.15).state_dict()
+        tracker.update()
+    made = tracker.synthesize_ema_model(sigma_rel=0.15).state_dict()
     expect("post_hoc", {name[10:]: value for name, value in made.items() if name.startswith("ema_model.")})
 
 
