@@ -296,7 +296,9 @@ def test_landmarks_are_what_walking_every_step_finds(spec):
         above = [rate > floor for rate in every]
         leaves = next((s for s in range(1, end) if above[s] and not above[s - 1]), None)
         back = next((s for s in range(1, end) if not above[s] and above[s - 1]), None)
-        assert (found["leaves floor"].first if "leaves floor" in found else None) == leaves
+        # What the landmarks say of steps from `end` on is not walked here.
+        left = found["leaves floor"].first if "leaves floor" in found else None
+        assert left == leaves or (leaves is None and left is not None and left >= end)
         there = found["back to floor"].first if "back to floor" in found else None
         assert there == back or (back is None and there is not None and there >= end)
     assert ("start" in found) == (spec.start_decay_steps > 0)
