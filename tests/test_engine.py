@@ -791,3 +791,38 @@ for shard in range(8):
     )
     done = subprocess.run([sys.executable, str(script), str(tmp_path)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_neighbours_are_done_together_and_blamed_one_by_one(tmp_path):
+    """Ten thousand tensors that follow each other in every file are one task; errors still name the tensor."""
+    rows = np.arange(3_000, dtype=np.float32).repeat(7).reshape(3_000, 7)
+    for member in range(3):
+        names = {f"t{index:05d}": row + member for index, row in enumerate(rows)}
+        names["t01234"] = names["t01234"].astype(np.float16)  # apart from the others, by dtype
+        save_numpy(names, tmp_path / f"{member}.safetensors")
+    paths = [tmp_path / f"{member}.safetensors" for member in range(3)]
+    plan = build_plan(paths, tmp_path / "o.safetensors")
+    with contextlib.closing(Sources(None)) as sources:
+        chunks = Preparation([plan], sources).tasks(work.CHUNK_ELEMENTS)
+        assert [len(chunk.ranges) for chunk in chunks] == [1, 1]
+    execute(plan, chunk_elements=1_000)
+    for name, tensor in load_file(plan.output).items():
+        assert (tensor == int(name[1:]) + 1).all()
+    with paths[1].open("r+b") as file:
+        spec = safetensors_file.read(paths[1]).weights["t02345"]
+        file.seek(spec.storage.offset + 8)
+        file.write(np.float32(np.nan).tobytes())
+    plan = build_plan(paths, tmp_path / "p.safetensors")
+    with pytest.raises(NonFiniteError, match=r"1\.safetensors: t02345 holds NaN or infinity \(1 of 7 values\)"):
+        execute(plan)
+    execute(dataclasses.replace(plan, allow_nonfinite=True))
+    assert [name for name, tensor in load_file(plan.output).items() if not tensor.isfinite().all()] == ["t02345"]
+
+
+def test_infinities_of_one_of_many_neighbours_are_told_by_its_name(tmp_path):
+    for member in range(2):
+        names = {f"t{index}": np.full(4, member, np.float32) for index in range(9)}
+        names["t5"][2] = -np.inf
+        save_numpy(names, tmp_path / f"{member}.safetensors")
+    plan = build_plan([tmp_path / "0.safetensors", tmp_path / "1.safetensors"], tmp_path / "o.safetensors")
+    assert execute(plan).infinite == (("", "t5"),)

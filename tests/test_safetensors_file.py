@@ -307,3 +307,46 @@ def test_the_header_is_padded_so_that_tensors_are_aligned():
         (file,) = safetensors_file.lay_out(artifact(**{"x" * length: OutputTensor(DTYPES["float64"], (2,))}))
         assert file.slots[0].offset % 8 == 0
         assert np.all([slot.offset + slot.nbytes <= file.nbytes for slot in file.slots])
+
+
+def raw_file(path: Path, metadata: str, rest: str, data: bytes) -> Path:
+    """A file with a header of this text."""
+    text = f'{{"__metadata__":{metadata}{rest}'.encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+REST = ',"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+
+
+def test_headers_that_differ_in_their_metadata_alone_are_judged_once(tmp_path, monkeypatch):
+    judged = []
+    real = safetensors_file._parse
+    monkeypatch.setattr(safetensors_file, "_parse", lambda path, *rest: judged.append(path) or real(path, *rest))
+    snapshot = Snapshot()
+    paths = [raw_file(tmp_path / f"{step}", f'{{"step":"{step}"}}', REST, bytes(8)) for step in (7, 800, 90_000)]
+    for path, step in zip(paths, (7, 800, 90_000), strict=True):
+        shared, alone = safetensors_file.read(path, snapshot=snapshot), safetensors_file.read(path)
+        assert shared == alone
+        assert shared.step == step
+    assert judged == [paths[0], paths[0], paths[1], paths[2]]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "data"),
+    [
+        ('{"step":7}', bytes(8)),  # not a string
+        ('{"step":"\\ud800"}', bytes(8)),  # not a character
+        ('{"step":"7"}', bytes(9)),  # a byte too many
+        ('{"step":"7"}', bytes(7)),
+    ],
+)
+def test_what_safetensors_refuses_is_refused_after_a_file_with_the_same_tensors(tmp_path, metadata, data):
+    snapshot = Snapshot()
+    safetensors_file.read(raw_file(tmp_path / "sound", '{"step":"1"}', REST, bytes(8)), snapshot=snapshot)
+    path = raw_file(tmp_path / "unsound", metadata, REST, data)
+    with pytest.raises(SafetensorError), safe_open(path, framework="numpy"):
+        pass
+    with pytest.raises(UnreadableError):
+        safetensors_file.read(path, snapshot=snapshot)

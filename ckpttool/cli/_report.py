@@ -166,11 +166,11 @@ def print_result(result: Result, out: Output) -> None:
     if result.infinite:
         names = first_names(map(tensor_label, result.infinite))
         out.say(f"Note: infinities that are the same in every checkpoint stay: {names}.")
+    out.detail(f"Computed by the {result.kernel} kernel; checksums compared of {format_bytes(result.bytes_verified)}.")
     rate = result.bytes_read / max(result.seconds, 1e-9)
     out.say(
         f"Wrote {format_bytes(result.bytes_written)} in {result.seconds:.2f} s "
-        f"(read {format_bytes(result.bytes_read)}, {format_bytes(rate)}/s"
-        f"{', checksums compared' if result.bytes_verified else ''}):"
+        f"(read {format_bytes(result.bytes_read)}, {format_bytes(rate)}/s):"
     )
     out.answer(str(result.output))
 

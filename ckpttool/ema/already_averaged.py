@@ -8,6 +8,7 @@ from contextlib import suppress
 from ckpttool.ema.locating import recognise
 from ckpttool.ema.stored_average import StoredAverage
 from ckpttool.errors import MismatchError, UnsupportedError, UsageError
+from ckpttool.formats import get_format
 from ckpttool.tensors import Checkpoint, TensorSpec
 from ckpttool.text import first_names
 
@@ -36,11 +37,16 @@ def describe_averages_of_averages(checkpoints: Sequence[Checkpoint]) -> tuple[st
     """
     made: list[str] = []
     saved: dict[str, list[str]] = {}
+    plain: Checkpoint | None = None
     for checkpoint in checkpoints:
         if checkpoint.provenance is not None:
             made.append(checkpoint.path.name)
             continue
+        if plain is not None and _are_alike(plain, checkpoint):
+            continue
         found = recognise_by_names(checkpoint)
+        if found is None:
+            plain = checkpoint
         if found is not None and found.in_place:
             saved.setdefault(found.framework, []).append(checkpoint.path.name)
     groups = [(made, "made by ckpttool"), *((names, framework) for framework, names in saved.items())]
@@ -49,4 +55,18 @@ def describe_averages_of_averages(checkpoints: Sequence[Checkpoint]) -> tuple[st
         "than its members and coefficients say"
         for names, by in groups
         if names
+    )
+
+
+def _are_alike(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether names and shapes, which are all that two such checkpoints have, are the same."""
+    flat = all(not each.copies and get_format(each.format).tree(each) is None for each in (one, other))
+    return (
+        flat
+        and one.format == other.format
+        and one.section == other.section
+        and one.values.keys() == other.values.keys()
+        and one.configurations == other.configurations
+        and one.weights.keys() == other.weights.keys()
+        and all(spec.shape == other.weights[name].shape for name, spec in one.weights.items())
     )

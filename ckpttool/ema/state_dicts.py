@@ -179,12 +179,16 @@ def prefixed(candidate: Candidate) -> StoredAverage | None:
 
 def component(candidate: Candidate) -> StoredAverage | None:
     """Names with a component that marks an average: ``generator_ema.x`` next to ``generator.x``."""
+    split = {name: name.split(".") for name in candidate.weights}
+    distinct = {word for words in split.values() for word in words[:-1]}  # few, of very many names
     for pattern, trained, kind in COMPONENTS:
+        marks = {word: match for word in distinct if (match := re.fullmatch(pattern, word))}
+        if not marks:
+            continue
         pairs = {}
-        for name in candidate.weights:
-            words = name.split(".")
+        for name, words in split.items():
             for place, word in enumerate(words[:-1]):
-                match = re.fullmatch(pattern, word)
+                match = marks.get(word)
                 other = ".".join([*words[:place], match.expand(trained), *words[place + 1 :]]) if match else ""
                 if other in candidate.weights and other != name:
                     pairs[other] = name

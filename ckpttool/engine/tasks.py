@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from ckpttool.checksums.compiled import compiled_checksum
+from ckpttool.engine.neighbours import Part, Place, TensorTask
 from ckpttool.engine.numerics import Weighting
 from ckpttool.errors import CkpttoolError, MismatchError, UsageError
 from ckpttool.planning.plan import Action, Plan, PlannedTensor
@@ -34,7 +35,6 @@ __all__ = [
     "Recipe",
     "SumRecipe",
     "Task",
-    "TensorTask",
     "not_tied",
 ]
 
@@ -76,18 +76,6 @@ class Recipe:
     """Of all views together."""
 
 
-@dataclass(slots=True)
-class TensorTask:
-    """A tensor with its views and its places; one PlannedTensor and one place for each plan that writes it."""
-
-    label: str
-    numel: int
-    views: list[View | PiecedView]
-    planned: list[PlannedTensor | None]
-    places: list[tuple[int, int] | None]
-    """For each plan, (index of the file, offset in it)."""
-
-
 class Range(NamedTuple):
     """Elements [start, stop) of a tensor."""
 
@@ -104,12 +92,12 @@ class Chunk:
     ranges: list[Range] = field(default_factory=list)
     size: int = 0
 
-    def positions(self) -> Iterator[tuple[int, Range]]:
-        """The ranges with their positions in the chunk, in elements."""
+    def parts(self) -> Iterator[Part]:
+        """The ranges, tensor by tensor, with their positions in the chunk, in elements."""
         position = 0
-        for each in self.ranges:
-            yield position, each
-            position += each.stop - each.start
+        for tensor, start, stop in self.ranges:
+            yield from tensor.parts(position, start, stop)
+            position += stop - start
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +130,6 @@ class Comparison:
 
 Task: TypeAlias = "Chunk | Copying | Comparison | Verification"
 
-
-_Place: TypeAlias = tuple[int, int, int]
-"""Index of the file, offset in it, number of bytes."""
 
 _How: TypeAlias = tuple[Action, int, float, str, tuple[tuple[int, float], ...]]
 """Action, newest term, divisor, name of the output's dtype, and view and weight of each term."""
@@ -222,12 +207,12 @@ class Preparation:
 
     def _tensors(self) -> list[tuple[TensorTask, Recipe]]:
         """The tensors that some plan has a place for, ordered by that place; of a tensor in pieces, each region."""
-        places: list[dict[TensorId, dict[Region | None, _Place]]] = []
+        places: list[dict[TensorId, dict[Region | None, Place]]] = []
         for plan in self._plans:
-            by_tensor: dict[TensorId, dict[Region | None, _Place]] = {}
+            by_tensor: dict[TensorId, dict[Region | None, Place]] = {}
             for index, file in enumerate(plan.files):
                 for slot in file.slots:
-                    by_tensor.setdefault(slot.tensor, {})[slot.region] = (index, slot.offset, slot.nbytes)
+                    by_tensor.setdefault(slot.tensor, {})[slot.region] = Place(index, slot.offset, slot.nbytes)
             places.append(by_tensor)
         by_id = [{tensor.id: tensor for tensor in plan.tensors} for plan in self._plans]
         for index, plan in enumerate(self._plans):
@@ -238,18 +223,24 @@ class Preparation:
                 )
             if index and by_id[index].keys() != by_id[0].keys():
                 raise UsageError("the plans are not about the same tensors, and cannot be executed together")
-        prepared = []
+        ordered = []
         for tensor_id in by_id[0]:
             found = [place.get(tensor_id, {}) for place in places]
             planned = [by[tensor_id] for by in by_id]
             for region in dict.fromkeys(region for regions in found for region in regions):
                 where = [regions.get(region) for regions in found]
-                prepared.append((where[0] or (0, 0, 0), self._tensor(tensor_id, region, planned, where)))
-        prepared.sort(key=lambda entry: entry[0][:2])
-        return [entry for _, entry in prepared]
+                ordered.append((where[0] or Place(0, 0, 0), tensor_id, region, planned, where))
+        ordered.sort(key=lambda entry: entry[0][:2])
+        # Where checksums are written, each slot has its own.
+        alone = len(self._plans) > 1 or any(file.seal is not None for file in self._plans[0].files)
+        prepared: list[tuple[TensorTask, Recipe]] = []
+        for place, tensor_id, region, planned, where in ordered:
+            if alone or region is not None or not prepared or not prepared[-1][0].join(planned[0], place):
+                prepared.append(self._tensor(tensor_id, region, planned, where))
+        return prepared
 
     def _tensor(
-        self, tensor_id: TensorId, region: Region | None, planned: list[PlannedTensor], where: list[_Place | None]
+        self, tensor_id: TensorId, region: Region | None, planned: list[PlannedTensor], where: list[Place | None]
     ) -> tuple[TensorTask, Recipe]:
         label = tensor_label(tensor_id)
         output = planned[0].output
@@ -293,9 +284,8 @@ class Preparation:
         recipe = self._recipes.get(key)
         if recipe is None:
             recipe = self._recipes[key] = _recipe(hows, views, lanes)
-        places = [None if place is None else place[:2] for place in where]
         kept = [tensor if place is not None else None for tensor, place in zip(planned, where, strict=True)]
-        return TensorTask(label, numel, views, kept, places), recipe
+        return TensorTask(label, numel, views, kept, where), recipe
 
     def _open(self, spec: TensorSpec, strides: Sequence[int] | None, label: str) -> View | PiecedView:
         """Open a tensor, and see to it that its bytes are checked where a checksum of them is stated."""

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from ckpttool.checksums.by_kind import checksum, combined
 from ckpttool.engine import numerics
 from ckpttool.engine.chunk_reader import read_chunk
+from ckpttool.engine.neighbours import TensorTask
 from ckpttool.engine.nonfinite import count_nonfinite, has_nonfinite, settle_infinities
 from ckpttool.engine.output import StagedOutput
-from ckpttool.engine.tasks import Chunk, Comparison, Copying, SumRecipe, Task, TensorTask, not_tied
+from ckpttool.engine.tasks import Chunk, Comparison, Copying, SumRecipe, Task, not_tied
 from ckpttool.errors import NonFiniteError
 from ckpttool.planning.plan import Plan
 from ckpttool.reading import dtypes
@@ -213,7 +214,7 @@ class Work:
         for term, (dtype, other) in enumerate(zip(how.weighting.dtypes, terms, strict=True)):
             if term == how.newest or numerics.same_values(base, newest, other, dtype):
                 continue
-            for position, (tensor, start, stop) in chunk.positions():
+            for position, tensor, start, stop in chunk.parts():
                 ends = (position * lanes, (position + stop - start) * lanes)
                 if not numerics.same_values(_part(base, newest, *ends), newest, _part(other, dtype, *ends), dtype):
                     self._note_difference(index, how, tensor, term, scratch)
@@ -243,7 +244,7 @@ class Work:
         for tensor, start, stop in chunk.ranges:
             place = tensor.places[index]
             assert place is not None
-            file, slot = place
+            file, slot = place.file, place.offset
             offset = slot + start * element
             end = position + (stop - start) * element
             kind = sealed[file]
@@ -265,7 +266,7 @@ class Work:
         where = settle_infinities(result, how.weighting.out_dtype, terms, how.weighting.dtypes)
         if where is None:
             raise self._explain_nonfinite(index, how, chunk, result, scratch)
-        for position, (tensor, start, stop) in chunk.positions():
+        for position, tensor, start, stop in chunk.parts():
             first, last = np.searchsorted(where // chunk.recipe.lanes, [position, position + stop - start])
             planned = tensor.planned[index]
             if first < last and planned is not None:
@@ -279,7 +280,7 @@ class Work:
         lanes, dtype = chunk.recipe.lanes, how.weighting.out_dtype
         tensor = next(
             tensor
-            for position, (tensor, start, stop) in chunk.positions()
+            for position, tensor, start, stop in chunk.parts()
             if has_nonfinite(_part(result, dtype, position * lanes, (position + stop - start) * lanes), dtype)
         )
         planned = tensor.planned[index]

@@ -13,13 +13,13 @@ import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ckpttool.errors import UnreadableError, UnsupportedError
 from ckpttool.formats.description import Implementation
 from ckpttool.reading.opened import OpenedFile
 from ckpttool.reading.snapshot import Snapshot
-from ckpttool.tensors import DTYPES, Artifact, Checkpoint, Extent, OutputFile, Slot, TensorId, TensorSpec
+from ckpttool.tensors import DTYPES, Artifact, Checkpoint, DType, Extent, OutputFile, Slot, TensorId, TensorSpec
 from ckpttool.text import parameter
 
 __all__ = ["IMPLEMENTATION", "NAME", "lay_out", "read", "recognise"]
@@ -32,6 +32,7 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSION = 2**63 - 1
 
 _METADATA = "__metadata__"
+_METADATA_FIRST = re.compile(rb'\{[ \t\r\n]*"__metadata__"[ \t\r\n]*:[ \t\r\n]*\{')
 _PROVENANCE = "ckpttool"
 _NOT_TIES = frozenset({"format", _PROVENANCE})
 _JSON_SPACE = b" \t\r\n"
@@ -75,7 +76,7 @@ def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # the same 
     return 2 <= length <= MAX_HEADER_BYTES and head[8:].lstrip(_JSON_SPACE)[:1] in {b"{", b""}
 
 
-def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:  # noqa: ARG001
+def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = None) -> Checkpoint:
     """Read the header of a safetensors file. No weight is read.
 
     Tied names that `safetensors.torch.save_model` left out (it notes ``metadata[dropped] = kept``) come back as
@@ -98,13 +99,14 @@ def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = 
         )
     with OpenedFile(path) as file:
         header, start, size = _read_header(file)
-    entries = _parse(path, header, start, size)
-    raw_metadata = entries.pop(_METADATA, None) or {}
-    weights = {name: _spec(path, name, entry, start, size) for name, entry in entries.items()}
-    metadata: dict[str, str] = dict(raw_metadata)
+    tensors, metadata = _tensors(path, header, start, size, snapshot or Snapshot())
+    weights = {
+        name: TensorSpec(dtype, shape, Extent(path, start + begin, nbytes))
+        for name, (dtype, shape, begin, nbytes) in tensors.items()
+    }
     stored = tuple(weights)
     for dropped, kept in metadata.items():
-        if dropped not in _NOT_TIES and dropped not in entries and kept in entries:
+        if dropped not in _NOT_TIES and dropped not in tensors and kept in tensors:
             weights[dropped] = weights[kept]
     values = {key: value for key, value in metadata.items() if key not in _NOT_TIES and key not in weights}
     return Checkpoint(
@@ -118,6 +120,52 @@ def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = 
         files=(path,),
         container=stored,
     )
+
+
+_Tensors: TypeAlias = dict[str, tuple[DType, tuple[int, ...], int, int]]
+"""Dtype, shape, first byte in the data, and number of bytes of each tensor."""
+
+
+def _tensors(path: Path, header: bytes, start: int, size: int, snapshot: Snapshot) -> tuple[_Tensors, dict[str, str]]:
+    """What a header says of the tensors, and its metadata. Of headers with the same tensors, only the first is judged.
+
+    Members of one run have the same header but for the metadata, and a hundred thousand tensors take a second.
+    """
+    shared = _metadata_apart(header)
+    if shared is not None:
+        metadata, rest = shared
+        known: tuple[_Tensors, int] | None = snapshot.remembered.get((NAME, rest))
+        if known is not None and start + known[1] == size:
+            return known[0], metadata
+    entries = _parse(path, header, start, size)
+    metadata = dict(entries.pop(_METADATA, None) or {})
+    tensors = {name: _tensor(path, name, entry, start, size) for name, entry in entries.items()}
+    if shared is not None:
+        end = max((begin + nbytes for _, _, begin, nbytes in tensors.values()), default=0)
+        snapshot.remembered[NAME, rest] = tensors, end
+    return tensors, metadata
+
+
+def _metadata_apart(header: bytes) -> tuple[dict[str, str], bytes] | None:
+    """The metadata of a header, and the header without them, which tells tensors of the same names, shapes and places.
+
+    None where the metadata do not come first, or could be such that safetensors' own parser refuses them.
+    """
+    first = _METADATA_FIRST.match(header)
+    if first is None:
+        return None
+    end = header.find(b"}", first.end())
+    text = header[first.end() - 1 : end + 1]
+    # Plain strings, without a brace in them (or the text ends too early and is refused), an escape or a duplicate.
+    if b"\\" in text or not text.isascii():
+        return None
+    try:
+        metadata = json.loads(text, object_pairs_hook=_object)
+    except ValueError:
+        return None
+    if isinstance(metadata, _WithDuplicates) or not all(isinstance(value, str) for value in metadata.values()):
+        return None
+    return metadata, header[end + 1 :].rstrip(b" ")
 
 
 def _read_header(file: OpenedFile) -> tuple[bytes, int, int]:
@@ -225,7 +273,7 @@ def _claimed_end(entries: Any) -> int | None:
     return max(ends, default=None)
 
 
-def _spec(path: Path, name: str, entry: Any, start: int, size: int) -> TensorSpec:
+def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> tuple[DType, tuple[int, ...], int, int]:
     """One entry of an accepted header. What their parser has checked already is checked again where it is cheap."""
     if isinstance(entry, list) and len(entry) == 3:  # their parser takes an entry as an array, too
         entry = dict(zip(("dtype", "shape", "data_offsets"), entry, strict=True))
@@ -249,7 +297,7 @@ def _spec(path: Path, name: str, entry: Any, start: int, size: int) -> TensorSpe
     nbytes = math.prod(shape) * dtype.itemsize
     if end - begin != nbytes or start + end > size:
         raise _bad_entry(path, name, f"its shape {list(shape)} of {dtype} does not fit its place {[begin, end]}")
-    return TensorSpec(dtype, shape, Extent(path, start + begin, nbytes))
+    return dtype, shape, begin, nbytes
 
 
 def _bad_entry(path: Path, name: str, what: str) -> UnreadableError:

@@ -298,9 +298,15 @@ def _input_paths(plans: Sequence[Plan]) -> tuple[Path, ...]:
         for member in plan.members
         for path in (member.checkpoint.path, *member.checkpoint.files)
     }
-    for plan in plans:
-        for tensor in plan.tensors:
-            paths.update((part.storage.path, None) for term in tensor.terms for part in pieces_of(term.tensor))
+    stored = (
+        part.storage.path
+        for plan in plans
+        for tensor in plan.tensors
+        for term in tensor.terms
+        for part in pieces_of(term.tensor)
+    )
+    # By identity first: to hash a Path takes longer than all the rest, and a file's tensors share one.
+    paths.update(dict.fromkeys({id(path): path for path in stored}.values()))
     return tuple(paths)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from ckpttool.errors import MismatchError
 from ckpttool.formats import get_format
@@ -74,11 +75,14 @@ def match(checkpoints: Sequence[Checkpoint], newest: int, policy: KeyPolicy, *, 
         for checkpoint, prefix in zip(checkpoints, prefixes, strict=True)
     ]
     wanted = members[newest]
-    found = [_adopt_ties(tensors, wanted) for tensors in members]
+    tied = ties(wanted)
+    found = [_adopt_ties(tensors, wanted, tied) for tensors in members]
 
     names = list(wanted)
     alone: set[TensorId] = set()
     for checkpoint, tensors in zip(checkpoints, found, strict=True):
+        if tensors.keys() == wanted.keys():
+            continue
         missing = [name for name in wanted if name not in tensors]
         extra = [name for name in tensors if name not in wanted]
         if not missing and not extra:
@@ -123,20 +127,22 @@ def _renamed(checkpoint: Checkpoint, own: str, wanted: str, *, with_copies: bool
 
 
 def _adopt_ties(
-    tensors: dict[TensorId, TensorSpec], wanted: Mapping[TensorId, TensorSpec]
+    tensors: dict[TensorId, TensorSpec], wanted: Mapping[TensorId, TensorSpec], tied: Mapping[TensorId, TensorId]
 ) -> dict[TensorId, TensorSpec]:
     """Add names that are missing only because a tied tensor was stored under one name, and drop the reverse.
 
     Formats without ties (safetensors) keep one name of a tied group; frameworks tie them again when they load.
     """
+    if tensors.keys() == wanted.keys():
+        return tensors
     adopted = dict(tensors)
-    for alias, original in ties(wanted).items():
+    for alias, original in tied.items():
         if alias not in adopted and original in adopted:
             adopted[alias] = adopted[original]
         elif original not in adopted and alias in adopted:
             adopted[original] = adopted[alias]
     # Three names and more: the group's first may have come in only now.
-    for alias, original in ties(wanted).items():
+    for alias, original in tied.items():
         if alias not in adopted and original in adopted:
             adopted[alias] = adopted[original]
     known = {spec for name, spec in adopted.items() if name in wanted and spec.numel}
@@ -162,8 +168,8 @@ def _check_alike(
     wanted: Mapping[TensorId, TensorSpec],
 ) -> None:
     """Refuse members whose tensors have other shapes, or numbers of another kind. Nothing is ever broadcast."""
-    for aspect, of in (("shape", _shape), ("kind of dtype", _kind)):
-        unlike = [name for name in names if of(tensors[name]) != of(wanted[name])]
+    for aspect, plain in (("shape", attrgetter("shape")), ("kind of dtype", attrgetter("dtype.kind"))):
+        unlike = [name for name in names if plain(tensors[name]) != plain(wanted[name])]
         if not unlike:
             continue
         name = unlike[0]
@@ -200,10 +206,6 @@ def _doubt(checkpoint: Checkpoint, newest: Checkpoint) -> str:
         f"{fewer.path.name} is in {count} and {more.path.name} in {len(more.files)}:"
         f" it may be unfinished, and {parameter('exclude', fewer.path.name)} leaves it out. "
     )
-
-
-def _kind(spec: TensorSpec) -> str:
-    return spec.dtype.kind
 
 
 def _shape(spec: TensorSpec) -> str:

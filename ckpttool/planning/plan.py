@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -134,7 +135,7 @@ class Plan:
         """What is next to the newest member's weights, and is not copied into an output like it, with the reasons."""
         return () if self.artifact.template is None else self.artifact.template.left_out
 
-    @property
+    @cached_property
     def bytes_to_read(self) -> int:
         """Bytes that will be read, all members together: weights, what they are compared with, and what is copied."""
         terms = sum(term.tensor.nbytes for tensor in self.tensors for term in tensor.terms)

@@ -7,8 +7,9 @@ as one operation: it does not see what changes meanwhile, and files that are rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ckpttool.reading.storage import Item, storage_of
 
@@ -21,6 +22,8 @@ class Snapshot:
     def __init__(self) -> None:
         self._directories: dict[Path, Mapping[str, Item]] = {}
         self._items: dict[Path, Item | None] = {}
+        self.remembered: dict[Hashable, Any] = {}
+        """What formats keep to share between the checkpoints of one operation: parsed headers that are all the same."""
         self._resolved: dict[Path, Path] = {}
 
     def list(self, directory: Path) -> Mapping[str, Item]:

@@ -43,7 +43,7 @@ def from_paths(
         NotFoundError: One of them does not exist.
         UnreadableError: One of them cannot be read.
     """
-    opener = Opener(snapshot or Snapshot(), section)
+    opener = Opener(snapshot or Snapshot(), section, keeps_all=True)
     labels = distinct_labels([Path(path) for path in paths])
     entries = [
         Entry(Path(path), opener, order=index, listed=True, label=label)

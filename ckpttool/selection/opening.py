@@ -6,6 +6,7 @@ that shares one snapshot of the storage and one `Opener`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,15 +50,23 @@ class Opener:
         snapshot: The view of the storage that all of them share.
         section: Where the weights are inside the files, where the user says it.
         weights: For directories: globs of the file that holds the weights, best first.
+        keeps_all: Whether each checkpoint that is opened is a member, and so kept however many tensors it has.
     """
 
-    def __init__(self, snapshot: Snapshot, section: str | None = None, weights: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        section: str | None = None,
+        weights: Sequence[str] = (),
+        *,
+        keeps_all: bool = False,
+    ) -> None:
         self.snapshot = snapshot
         self.section = section
         self.weights = tuple(weights)
         self._facts: dict[Path, Facts] = {}
         self._kept: dict[Path, Checkpoint] = {}
-        self._room = _KEPT_TENSORS
+        self._room = sys.maxsize if keeps_all else _KEPT_TENSORS
 
     def open(self, path: Path) -> Checkpoint:
         """The checkpoint. No weight is read.
