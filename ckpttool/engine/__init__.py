@@ -1,11 +1,15 @@
 """Executes plans: reads, adds, writes, then commits.
 
-run           executes plans together, and says what was done
-tasks         a plan, cut into chunks; neighbours: tensors that are done as if they were one
-work          does them on a few threads; chunk_reader: the bytes of a chunk, of all members
-kernels/      compute the weighted means, compiled or in numpy, with the same bits
-numerics      means, conversions and comparisons of chunks; nonfinite: NaN and infinity
-output        the output, which appears whole or not at all; read_back: a last look at it
+run            executes plans together, and returns what was done
+tasks          cuts plans into chunks
+neighbours     joins tensors that follow each other in every file
+work           computes the chunks on a few threads
+chunk_reader   reads the bytes of a chunk
+numerics       the arithmetic on a chunk: means, conversions, comparisons
+kernels        the code that computes means, in C and in numpy
+nonfinite      finds NaN and infinity
+output         the output, which appears whole or not at all
+read_back      reads the headers of the output again
 """
 
 from ckpttool.engine.run import (
