@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ckpttool.errors import NotFoundError, UnreadableError
 from ckpttool.selection.discovery import discover
 
 WEIGHTS = {"w": torch.ones(4)}
@@ -108,3 +109,49 @@ def test_metrics_of_a_run_are_read_from_its_table(tmp_path, write):
     everything = names(discover(inside))
     assert len(everything) == 4
     assert names(discover(inside).best(2, metric, "max")) == everything[1:3]
+
+
+BEYOND_FLOAT = "1" + "0" * 400
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "refused"),
+    [
+        ("metrics.csv", "step,loss\nnan,1\ninf,2\n", None),
+        ("metrics.csv", f"step,loss\n{'9' * 200_000},1\n", "not a table"),
+        ("log.txt", '{"step": NaN, "loss": 1}\n{"step": Infinity, "loss": 1}\n', None),
+        ("log.txt", f'{{"step": 2, "loss": {BEYOND_FLOAT}}}\n', None),
+        ("trainer_state.json", '{"log_history": [{"step": Infinity, "loss": 1}]}', "not a trainer state"),
+        ("trainer_state.json", f'{{"log_history": [{{"step": 2, "loss": {BEYOND_FLOAT}}}]}}', None),
+        ("step_2_loss=0.2.yaml", "saved: 2001-99-99", "not valid YAML"),
+        ("step_2_loss=0.2.yaml", "saved: !!bool maybe", "not valid YAML"),
+        ("step_2_loss=0.2.yaml", "saved: !!timestamp yesterday", "not valid YAML"),
+        ("step_2_loss=0.2.json", f'{{"loss": {BEYOND_FLOAT}}}', None),
+    ],
+)
+def test_numbers_that_cannot_be_a_step_or_a_metric(tmp_path, file, text, refused):
+    """Rows without a number are left out, so that the file name counts; a file that is not a table is refused."""
+    for step in (1, 2, 3):
+        torch.save(WEIGHTS, tmp_path / f"step_{step}_loss=0.{step}.pt")
+    (tmp_path / file).write_text(text)
+    if refused is None:
+        assert names(discover(tmp_path).best(2, "loss")) == ["step_1_loss=0.1.pt", "step_2_loss=0.2.pt"]
+    else:
+        with pytest.raises(UnreadableError, match=refused):
+            discover(tmp_path).best(2, "loss")
+
+
+def test_a_whole_number_in_a_checkpoint_that_no_float_can_hold_is_not_a_metric(tmp_path):
+    for step in (1, 2, 3):
+        torch.save(
+            {"model": WEIGHTS, "loss": int(BEYOND_FLOAT) if step == 2 else step / 10}, tmp_path / f"ckpt_{step}.pt"
+        )
+    with pytest.raises(NotFoundError, match=r"no metric 'loss' for ckpt_2\.pt"):
+        discover(tmp_path).best(2, "loss")
+
+
+def test_sockeye_numbers_its_rows_in_ascii_or_other_digits_only(tmp_path):
+    for number in (1, 2):
+        torch.save(WEIGHTS, tmp_path / f"params.{number:05d}")
+    (tmp_path / "metrics").write_text("1\tloss=0.1\n2\tloss=0.2\n\u00b2\tloss=0.3\n", encoding="utf-8")
+    assert names(discover(tmp_path, layout="sockeye").best(1, "loss")) == ["params.00001"]

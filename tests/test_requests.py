@@ -244,6 +244,7 @@ def test_a_checkpoint_that_its_configuration_calls_an_average_is_applied_as_it_i
         ("train: [1, 2", "not a YAML file"),
         ("- a\n- b\n", "no keys"),
         ("train: 3\n", "train must hold keys"),
+        ("train: !!bool maybe\n", "not a YAML file"),
         ("train: {moving_average_decay: often}\n", "moving_average_decay must be between 0 and 1, not 'often'"),
         ("train: {moving_average_decay: 1.5}\n", "moving_average_decay must be between 0 and 1"),
         ("train: {average_last_checkpoints: -1}\n", "average_last_checkpoints must be a whole number"),

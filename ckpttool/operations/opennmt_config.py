@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ckpttool.errors import NotFoundError, UnreadableError
 from ckpttool.operations.records import Selection
 from ckpttool.reading.snapshot import Snapshot
+from ckpttool.reading.yaml_text import load_yaml
 from ckpttool.text import Message, parameter
 
 __all__ = ["AveragingConfig", "read_averaging_config"]
@@ -72,10 +71,10 @@ def read_averaging_config(path: Path, snapshot: Snapshot) -> AveragingConfig:
     if not snapshot.exists(path):
         raise NotFoundError(f"{path}: no such file or directory", path=path)
     try:
-        root = yaml.safe_load(snapshot.read(path, _MOST_BYTES))
+        root = load_yaml(snapshot.read(path, _MOST_BYTES))
     except OSError as error:
         raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except ValueError as error:
         raise UnreadableError(
             f"{path}: not a YAML file",
             path=path,

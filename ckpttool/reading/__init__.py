@@ -10,5 +10,6 @@ tiled          tensors that are stored in several pieces
 values         a whole tensor as a numpy array
 verification   the checksums that files state, compared in the same pass
 dtypes         element types as numpy has them
+yaml_text      YAML as plain values
 scratch        the buffers of one thread
 """

@@ -16,9 +16,10 @@ from typing import Any
 
 from ckpttool.errors import CkpttoolError, UnreadableError
 from ckpttool.reading.snapshot import Snapshot
+from ckpttool.reading.yaml_text import load_yaml
 from ckpttool.tensors import Checkpoint
 
-__all__ = ["FLOAT", "Metrics", "Rows", "Table", "flatten", "read_sidecar", "read_tables", "sidecar"]
+__all__ = ["FLOAT", "Metrics", "Rows", "Table", "flatten", "number_of", "read_sidecar", "read_tables", "sidecar"]
 
 Metrics = Mapping[str, float]
 Rows = dict[int, dict[str, float]]
@@ -45,6 +46,16 @@ class Table:
     before: bool = False
 
 
+def number_of(value: object) -> float | None:
+    """A plain number as a float; None for anything else, and for whole numbers that no float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
 def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
     """The numbers of nested mappings and lists, by dotted key."""
     pending = [(prefix, node)]
@@ -58,11 +69,11 @@ def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
             seen.add(id(value))
             items = value.items() if isinstance(value, Mapping) else enumerate(value)
             pending.extend((f"{name}.{key}" if name else str(key), child) for key, child in items)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        elif (number := number_of(value)) is not None:
             count += 1
             if count > _MAX_NUMBERS:
                 return
-            yield name, float(value)
+            yield name, number
 
 
 # --- Sidecars --------------------------------------------------------------------------------------------------
@@ -90,12 +101,10 @@ def read_sidecar(path: Path, snapshot: Snapshot) -> dict[str, float]:
     if path.suffix == ".txt":
         alone = re.fullmatch(rf"\s*({FLOAT})\s*", text)
         return {"score": float(alone[1])} if alone else dict(_pairs(text, ":"))
-    import yaml
-
     try:
-        return dict(flatten(yaml.safe_load(text)))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UnreadableError(f"{path}: not valid YAML: {' '.join(str(error).split())}", path=path) from error
+        return dict(flatten(load_yaml(text)))
+    except ValueError as error:
+        raise UnreadableError(f"{path}: not valid YAML: {error}", path=path) from error
 
 
 def _text(path: Path, snapshot: Snapshot) -> str:
@@ -122,7 +131,7 @@ def _trainer_state(path: Path, text: str) -> Table:
         rows: Rows = {}
         for row in json.loads(text).get("log_history", []):
             rows.setdefault(int(row["step"]), {}).update(flatten(row))
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UnreadableError(f"{path}: not a trainer state: {error}", path=path) from error
     return Table(path.name, rows, {})
 
@@ -132,7 +141,7 @@ def _sockeye(path: Path, text: str) -> Table:
     rows = {}
     for line in text.splitlines():
         number, _, rest = line.partition("\t")
-        if number.strip().isdigit():
+        if re.fullmatch(r"\s*\d{1,18}\s*", number):
             rows[int(number)] = dict(_pairs(rest, "="))
     return Table(path.name, rows, {})
 
@@ -143,7 +152,7 @@ def _joeynmt(path: Path, text: str) -> Table:
     for line in text.splitlines():
         values = dict(_pairs(line.replace("\t", " ; "), ":"))
         step = values.pop("Steps", None)
-        if step is not None:
+        if step is not None and step.is_integer():
             rows[int(step)] = values
     return Table(path.name, rows, {})
 
@@ -153,14 +162,18 @@ def _csv(path: Path, text: str) -> Table:
 
     Lightning numbers a row by the update before, and leaves cells empty that were not logged then.
     """
-    rows = []
-    for row in csv.DictReader(text.splitlines()):
-        values = {
+    try:
+        read = list(csv.DictReader(text.splitlines()))
+    except csv.Error as error:
+        raise UnreadableError(f"{path}: not a table: {error}", path=path) from error
+    rows = [
+        {
             key.strip(): float(cell)
             for key, cell in row.items()
             if key and isinstance(cell, str) and re.fullmatch(rf"\s*(?:{FLOAT}|nan|inf)\s*", cell)
         }
-        rows.append(values)
+        for row in read
+    ]
     return _table(path, rows, before=path.name == "metrics.csv")
 
 
@@ -183,7 +196,7 @@ def _table(path: Path, rows: Iterable[Mapping[str, float]], *, before: bool = Fa
     for row in rows:
         step = next((row[key] for key in ("step", "iteration", "iter", "global_step") if key in row), None)
         for number, table in ((step, by_step), (row.get("epoch"), by_epoch)):
-            if number is not None and number == int(number):
+            if number is not None and number.is_integer():
                 table.setdefault(int(number), {}).update(row)
     return Table(path.name, by_step, by_epoch, before)
 
@@ -241,6 +254,7 @@ def _inside(path: Path, open_state: Callable[[Path], Checkpoint]) -> list[Table]
     rows: Rows = {}
     for key, value in values.items():
         match = _ESPNET.fullmatch(key)
-        if match and isinstance(value, (int, float)) and not isinstance(value, bool):
-            rows.setdefault(int(match[1]), {})[match[2]] = float(value)
+        number = number_of(value)
+        if match and number is not None:
+            rows.setdefault(int(match[1]), {})[match[2]] = number
     return [Table(path.name, {}, rows)] if rows else []

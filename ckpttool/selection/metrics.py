@@ -72,6 +72,8 @@ def name_metrics(name: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for key, text in re.findall(rf"([A-Za-z][\w/.]*?)=({FLOAT})(?![A-Za-z\d])", stem):
         found[key] = float(text)
+        # What follows the number of the checkpoint: loss of model_step_100_loss=0.1.
+        found.setdefault(re.sub(r".*(?<![A-Za-z])\d+[_.](?=[A-Za-z])", "", key), float(text))
     for key, text in re.findall(rf"(?:^|[-_.])([A-Za-z]+(?:_[A-Za-z]+)*)[-_]?({FLOAT})(?![A-Za-z\d])", stem):
         words = key.lower().split("_")
         if words[-1] in MINIMISED | MAXIMISED and "." in text:

@@ -15,7 +15,7 @@ from typing import Any
 from ckpttool.errors import NotFoundError
 from ckpttool.formats import get_format
 from ckpttool.run_layouts import COMMON_SIDECARS, COMMON_TABLES, LAYOUTS, Reason
-from ckpttool.selection.metric_files import Metrics, Table, read_sidecar, read_tables, sidecar
+from ckpttool.selection.metric_files import Metrics, Table, number_of, read_sidecar, read_tables, sidecar
 from ckpttool.selection.metrics import Mode, Reading, find_metric, mode_of, name_metrics
 from ckpttool.selection.opening import Entry, Ignored
 from ckpttool.tensors import Checkpoint, TensorSpec
@@ -183,11 +183,8 @@ def _sources(
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        key: float(value)
-        for key, value in values.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
+    numbers = ((key, number_of(value)) for key, value in values.items())
+    return {key: number for key, number in numbers if number is not None}
 
 
 def _monitored(checkpoint: Checkpoint) -> dict[str, float]:
@@ -215,7 +212,7 @@ def _scalar(value: Any) -> float | None:
         from ckpttool.reading.values import read_values
 
         return float(read_values(value, name="current_score").astype("float64").reshape(-1)[0])
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    return number_of(value)
 
 
 _FUNASR = ("val_acc_step_or_epoch.", "val_loss_step_or_epoch.")
