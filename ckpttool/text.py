@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import PurePath
 
 __all__ = ["Message", "as_keyword", "distinct_labels", "ending", "first_names", "parameter", "render", "tensor_label"]
 
@@ -91,6 +94,7 @@ def ending(text: object, most: int = 80) -> str:
 def distinct_labels(paths: Sequence[PurePath]) -> list[str]:
     """The last parts of paths, as few as tell all of them apart: names, or ``checkpoint-500/model.safetensors``.
 
+    >>> from pathlib import PurePath
     >>> distinct_labels([PurePath("run/a/model.pt"), PurePath("run/b/model.pt")])
     ['a/model.pt', 'b/model.pt']
     """

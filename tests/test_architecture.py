@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 
 import ckpttool
@@ -198,6 +199,26 @@ for command in ([], *([name] for name in group.commands)):
 print(*sys.modules)
 """
     assert set(run_python(code).split()) & set(HEAVY) == set()
+
+
+def test_an_average_loads_only_what_it_needs(tmp_path: Path) -> None:
+    """No module of another operation, and no parser of files that are not there."""
+    for step in (1, 2):
+        np.savez(tmp_path / f"step-{step}.npz", w=np.ones(2, np.float32))
+    code = f"""
+import contextlib, io, sys
+from ckpttool.cli import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    main(["average", {str(tmp_path)!r}, "--quiet"])
+print(*sys.modules)
+"""
+    loaded = set(run_python(code).split())
+    assert (tmp_path / "avg").is_dir()
+    operations = {name for name in loaded if name.startswith("ckpttool.operations.")}
+    assert operations == {
+        f"ckpttool.operations.{name}" for name in ("averaging", "inputs", "names", "opennmt_config", "records")
+    }
+    assert loaded & {"yaml", "rich", "ckpttool.ema.diagnosis", "ckpttool.coefficients.posthoc"} == set()
 
 
 def test_the_version_is_in_one_place_and_in_the_changelog() -> None:

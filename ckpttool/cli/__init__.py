@@ -3,18 +3,19 @@
 Nothing heavy is imported here or at the top of a command's module, and of the commands only the one that runs, so that
 help and completion answer at once.
 
-average       ``ckpttool average``
-ema_apply     ``ckpttool ema-apply``
-lr_schedule   ``ckpttool lr-plot-table``
-_options      options that several commands share
-_planned      prints a plan, or executes it
-_report       plans and results as tables and as JSON
-_facts        what an operation reports about a plan, as tables and as JSON
-_listing      the output of ``ema-apply --list``
-_show         the output of ``--show``
-_output       stdout and stderr, on a terminal and elsewhere
-_signals      SIGTERM and SIGHUP
-_wording      parameters of the library as options
+average          ``ckpttool average``
+ema_apply        ``ckpttool ema-apply``
+lr_schedule      ``ckpttool lr-plot-table``
+_options         options that several commands share
+_planned         prints a plan, or executes it
+_report          plans and results as tables and as JSON
+_average_facts   what ``average`` reports about a plan, as tables and as JSON
+_ema_facts       the same of ``ema-apply``
+_listing         the output of ``ema-apply --list``
+_show            the output of ``--show``
+_output          stdout and stderr, on a terminal and elsewhere
+_signals         SIGTERM and SIGHUP
+_wording         parameters of the library as options
 """
 
 from __future__ import annotations

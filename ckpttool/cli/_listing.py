@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ckpttool._version import __version__
-from ckpttool.cli._facts import average_document, covered
+from ckpttool.cli._ema_facts import average_document, covered
 from ckpttool.cli._output import Output
 from ckpttool.cli._report import SCHEMA_VERSION, print_notes
 from ckpttool.operations.stored_ema import ListedAverage, describe_average

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from ckpttool.cli import _report
-from ckpttool.cli._facts import details_of
 from ckpttool.cli._options import RunOptions
 from ckpttool.cli._output import Output
 from ckpttool.cli._show import check_shown, print_shown
 from ckpttool.operations.records import Planned
+from ckpttool.planning.plan import Plan
 
 __all__ = ["run_planned"]
 
+Facts = TypeVar("Facts")
+
 
 def run_planned(
-    planned: Planned[object], command: str, run: RunOptions, out: Output, *, show: Sequence[str] = ()
+    planned: Planned[Facts],
+    command: str,
+    run: RunOptions,
+    out: Output,
+    details_of: Callable[[Plan, Facts], _report.Details],
+    *,
+    show: Sequence[str] = (),
 ) -> None:
-    """Print the plans (--dry-run), or execute them together and say what became of them and of the tensors to show."""
+    """Print the plans (--dry-run), or execute them together and say what became of them and of the tensors to show.
+
+    Args:
+        planned: The plans, and what the operation says of each.
+        command: The command's name.
+        run: How the work is done and reported.
+        out: Where it is reported.
+        details_of: What to report about a plan beyond what every plan says.
+        show: Names of tensors to print.
+    """
     from ckpttool.engine.run import execute_together, expected_memory
     from ckpttool.planning.destination import check_destinations, destinations_of
 

@@ -19,9 +19,22 @@ from ckpttool.text import first_names, tensor_label
 if TYPE_CHECKING:
     from ckpttool.engine.run import Result
 
-__all__ = ["SCHEMA_VERSION", "Details", "document", "facts", "print_notes", "print_plan", "print_result", "print_start"]
+__all__ = [
+    "NOISE",
+    "SCHEMA_VERSION",
+    "Details",
+    "document",
+    "facts",
+    "print_notes",
+    "print_plan",
+    "print_result",
+    "print_start",
+]
 
 SCHEMA_VERSION = 1
+
+NOISE = "(the coefficients without their signs add up to it; 1 is the least)"
+"""What the noise of coefficients is, next to its number."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-
 from ckpttool.text import render
 
 __all__ = ["option_of", "spoken"]
@@ -27,7 +25,11 @@ def option_of(name: str, value: str | None = None) -> str:
         ('--max-shard-size 5GB', '--force', "-o 'a b.pt'")
     """
     option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
-    return option if value in {None, "True", "False"} else f"{option} {shlex.quote(value or '')}"
+    if value is None or value in {"True", "False"}:
+        return option
+    import shlex
+
+    return f"{option} {shlex.quote(value)}"
 
 
 def spoken(text: str) -> str:

@@ -83,6 +83,7 @@ def average(
       ckpttool average runs/a --best 5 --metric valid_loss -o best.safetensors
       ckpttool average a.pt b.pt c.pt --weights 0.2,0.3,0.5 -o mix.pt
     """
+    from ckpttool.cli._average_facts import details_of
     from ckpttool.cli._planned import run_planned
     from ckpttool.operations.averaging import plan_average
 
@@ -97,7 +98,7 @@ def average(
         window_from_running_mean=window_from_running_mean,
         config=config,
     )
-    run_planned(planned, "average", run, out, show=show)
+    run_planned(planned, "average", run, out, details_of, show=show)
 
 
 def _numbers(text: str) -> list[float]:

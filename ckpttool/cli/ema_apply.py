@@ -108,8 +108,6 @@ def ema_apply(
       ckpttool ema-apply snapshots/ --sigma-rel 0.12 -o ema-0.12.safetensors
       ckpttool ema-apply runs/a --stored-profile decay:0.999 --half-life 2000 -o ema.pt
     """
-    from ckpttool.cli._planned import run_planned
-    from ckpttool.operations.ema_apply import plan_ema_apply
     from ckpttool.operations.lengths import wanted_lengths
 
     lengths = wanted_lengths(decay=decay, half_life=half_life, sigma_rel=sigma_rel, window=window, warmup=not no_warmup)
@@ -122,7 +120,10 @@ def ema_apply(
         listed = list_averages(checkpoints, selection=selection, slot=slot, names_from=names_from)
         print_averages(listed, out, as_json=run.as_json)
         return
+    from ckpttool.cli._ema_facts import details_of
+    from ckpttool.cli._planned import run_planned
     from ckpttool.coefficients.snapshots import parse_profile
+    from ckpttool.operations.ema_apply import plan_ema_apply
 
     planned = plan_ema_apply(
         checkpoints,
@@ -140,7 +141,7 @@ def ema_apply(
         segment=None if segment is None else _steps(segment),
         config=config,
     )
-    run_planned(planned, "ema-apply", run, out)
+    run_planned(planned, "ema-apply", run, out, details_of)
 
 
 def _steps(text: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ckpttool.coefficients.weights import ANNEALING_CURVES, anneal, explicit, implied_multipliers
 from ckpttool.errors import UsageError
@@ -20,12 +20,14 @@ from ckpttool.operations.names import (
 )
 from ckpttool.operations.opennmt_config import AveragingConfig, read_averaging_config
 from ckpttool.operations.records import Planned, PlannedOutput, Selection, one_of
-from ckpttool.operations.running_mean_window import Window, make_window_plan
 from ckpttool.planning.planner import make_plan
 from ckpttool.planning.request import Operation, Policy
 from ckpttool.reading.snapshot import Snapshot
 from ckpttool.selection.choice import Discovery
 from ckpttool.text import parameter
+
+if TYPE_CHECKING:
+    from ckpttool.operations.running_mean_window import Window
 
 __all__ = ["FOLDER", "Annealing", "AnnealingCurve", "plan_average"]
 
@@ -90,6 +92,8 @@ def plan_average(
     config_notes = (*config_notes, *configured.notes())
     shares = {"weights": weights, "normalize": normalize or None, "anneal": anneal}
     if window_from_running_mean:
+        from ckpttool.operations.running_mean_window import make_window_plan
+
         _refuse_together("window_from_running_mean", *(name for name, value in shares.items() if value is not None))
         found = select_window(sources, selection, snapshot=snapshot)
         name = default_output(sources, output, folder_name(FOLDER, asked, "window"), snapshot)

@@ -6,21 +6,23 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ckpttool.errors import UsageError
 from ckpttool.operations.report_files import check_report, save_report, text_writer
 from ckpttool.schedules.family import Dtype, ScheduleSpec, Semantics
 from ckpttool.schedules.kinds import Value, Values
 from ckpttool.schedules.landmarks import Landmark, landmarks
-from ckpttool.schedules.log_match import Fit, Verdict, compare_log, fit_noam
 from ckpttool.schedules.marks import ChosenRows, caption, choose_rows, marked_rows
 from ckpttool.schedules.picture import Picture, make_picture
 from ckpttool.schedules.request import Curve, Request, make_request, title
 from ckpttool.schedules.table import SUFFIXES, Rows, render
-from ckpttool.schedules.train_log import TrainLog, compile_pattern, read_log
-from ckpttool.schedules.translation import Translation, translate, translate_to_all
 from ckpttool.text import parameter
+
+if TYPE_CHECKING:
+    from ckpttool.schedules.log_match import Fit, Verdict
+    from ckpttool.schedules.train_log import TrainLog
+    from ckpttool.schedules.translation import Translation
 
 __all__ = [
     "PICTURES",
@@ -277,6 +279,8 @@ class LearningRates:
             UnreadableError: If the log cannot be read or has no learning rates.
             UsageError: If the pattern is not one.
         """
+        from ckpttool.schedules.log_match import compare_log
+
         read = _read(log, log_pattern)
         semantics = self.semantics[0] if len(self.semantics) == 1 else read.semantics
         return LogComparison(read, semantics, compare_log(read.records, self.schedule, semantics))
@@ -290,10 +294,14 @@ class LearningRates:
         Raises:
             UsageError: If the framework is unknown, or the schedule is not Noam's with a warm-up.
         """
+        from ckpttool.schedules.translation import translate
+
         return translate(self.schedule, framework, self._updates())
 
     def translations(self) -> tuple[Translation, ...]:
         """`translate` for every framework that is known."""
+        from ckpttool.schedules.translation import translate_to_all
+
         return translate_to_all(self.schedule, self._updates())
 
     def _updates(self) -> list[int] | None:
@@ -423,6 +431,8 @@ def fit_learning_rates(
         UsageError: If the configuration has another schedule, a parameter makes no sense, or no line is above the
             floor.
     """
+    from ckpttool.schedules.log_match import fit_noam
+
     given: dict[str, Value] = {
         "model_dim": model_dim,
         "start_decay_steps": start_decay_steps,
@@ -472,4 +482,6 @@ def _checked_suffix(path: str, *, force: bool, inputs: Sequence[str]) -> str:
 
 
 def _read(log: str | Path, log_pattern: str | None) -> TrainLog:
+    from ckpttool.schedules.train_log import compile_pattern, read_log
+
     return read_log(str(log), None if log_pattern is None else compile_pattern(log_pattern))

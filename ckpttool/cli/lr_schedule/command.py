@@ -11,7 +11,6 @@ from click.core import ParameterSource
 from ckpttool.cli._options import diagnostics_options
 from ckpttool.cli._output import Output, ascii_safe
 from ckpttool.cli.lr_schedule.parsing import number, option_names, pairs, worded_errors
-from ckpttool.cli.lr_schedule.terminal import canvas_columns, draw, draws_braille, has_colour, terminal_width
 from ckpttool.errors import UsageError
 from ckpttool.operations.learning_rates import LearningRates, check_reports, fit_learning_rates, learning_rates
 from ckpttool.schedules.checks import MOST_STEPS
@@ -293,7 +292,11 @@ def _show(out: Output, rates: LearningRates, options: dict[str, Any]) -> None:
     if drawn:
         _draw(stream, rates, options)
     titled = not (drawn and stream is sys.stdout)
-    width = terminal_width(sys.stdout) if to_terminal else None
+    width = None
+    if to_terminal:
+        from ckpttool.cli.lr_schedule.terminal import terminal_width
+
+        width = terminal_width(sys.stdout)
     for piece in render(rates.table(titled=titled), format_, header=header, width=width):
         sys.stdout.write(ascii_safe(piece, sys.stdout.encoding))
     sys.stdout.flush()
@@ -307,6 +310,8 @@ def _has_picture(rates: LearningRates) -> bool:
 def _draw(stream: TextIO, rates: LearningRates, options: dict[str, Any]) -> None:
     if not _has_picture(rates):
         raise UsageError("one step alone makes no picture", hint="Give --steps a range, or --no-plot.")
+    from ckpttool.cli.lr_schedule.terminal import canvas_columns, draw, draws_braille, has_colour, terminal_width
+
     width = options["width"] or min(terminal_width(stream), 100)
     braille = draws_braille(stream)
     picture = rates.picture(canvas_columns(width, braille=braille), log_x=options["log_x"], log_y=options["log_y"])

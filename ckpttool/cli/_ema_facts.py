@@ -1,4 +1,4 @@
-"""What there is to say about a plan beyond what every plan says, by what the operation reports: words, and JSON."""
+"""What ``ema-apply`` has to say about a plan beyond what every plan says: words, and JSON."""
 
 from __future__ import annotations
 
@@ -6,62 +6,34 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ckpttool.cli._output import format_bytes, format_count
-from ckpttool.cli._report import Details
+from ckpttool.cli._report import NOISE, Details
 from ckpttool.cli._wording import spoken
 from ckpttool.coefficients.lengths import describe_length
 from ckpttool.ema.stored_average import StoredAverage
-from ckpttool.operations.averaging import Annealing
 from ckpttool.operations.computed_ema import ComputedAverage
 from ckpttool.operations.posthoc_ema import Segment, Synthesis, describe_snapshot
-from ckpttool.operations.running_mean_window import Window
 from ckpttool.operations.stored_ema import describe_average
-from ckpttool.planning.plan import Plan
 from ckpttool.text import first_names
 
 if TYPE_CHECKING:
-    from ckpttool.selection.choice import Entry
+    from ckpttool.operations.ema_apply import EmaFacts
+    from ckpttool.planning.plan import Plan
 
 __all__ = ["average_document", "covered", "details_of"]
 
-_NOISE = "(the coefficients without their signs add up to it; 1 is the least)"
 
-
-def details_of(plan: Plan, facts: object) -> Details:
+def details_of(plan: Plan, facts: EmaFacts) -> Details:
     """What to report about a plan.
 
     Args:
         plan: The plan.
-        facts: What the operation says of it; None: nothing.
+        facts: What the operation says of it.
     """
-    if isinstance(facts, Annealing):
-        return _annealing(facts)
-    if isinstance(facts, Window):
-        return _window(plan, facts)
     if isinstance(facts, StoredAverage):
         return _stored(plan, facts)
     if isinstance(facts, ComputedAverage):
         return _computed(facts)
-    if isinstance(facts, Synthesis):
-        return _synthesis(facts)
-    return _segment(facts) if isinstance(facts, Segment) else Details()
-
-
-def _annealing(facts: Annealing) -> Details:
-    return Details(
-        columns={"learning rate": [f"{factor:.3f}" for factor in facts.factors]},
-        rows=[
-            (
-                "anneals",
-                f"the updates after each checkpoint count with its factor ({facts.curve}); before the first with 1",
-            ),
-        ],
-        document={
-            "anneal": facts.curve,
-            "learning_rate": [
-                {"step": step, "factor": factor} for step, factor in zip(facts.steps, facts.factors, strict=True)
-            ],
-        },
-    )
+    return _synthesis(facts) if isinstance(facts, Synthesis) else _segment(facts)
 
 
 # --- Averages that checkpoints hold ----------------------------------------------------------------------------
@@ -171,7 +143,7 @@ def _synthesis(facts: Synthesis) -> Details:
         rows=[
             ("length", str(facts.wanted)),
             ("profile error", f"{facts.error:.3g} (least squares on the {facts.fitted})"),
-            ("noise", f"{facts.noise:.3g} {_NOISE}"),
+            ("noise", f"{facts.noise:.3g} {NOISE}"),
         ],
         document={
             "length": {"kind": facts.wanted.kind, "value": facts.wanted.value},
@@ -190,57 +162,3 @@ def _segment(facts: Segment) -> Details:
         document={"segment": [facts.start, facts.stop], "profile_error": 0.0, "noise": facts.noise},
         start=f"Cutting out {facts}: exact, noise {facts.noise:.3g}.",
     )
-
-
-# --- Windows of running means ----------------------------------------------------------------------------------
-
-
-def _window(plan: Plan, window: Window) -> Details:
-    said = window.describe()
-    means = (window.start, window.stop)
-    every = window.stop.every
-    updated = f"updated every {every:,} {window.stop.unit}" if every > 1 else f"counted in {window.stop.unit}"
-    rows = [
-        ("window", f"{said}: {window.stop.count - window.start.count:,} {window.stop.unit}"),
-        ("in checkpoints", _in_checkpoints(window)),
-        ("running mean", f"{window.stop.average.where} ({window.stop.average.framework}), {updated}"),
-        ("noise", f"{window.noise:.3g} {_NOISE}"),
-    ]
-    # The plan's members are in the order of steps, and so are the ends of a window.
-    return Details(
-        columns={"mean of": [f"{mean.count:,} {mean.unit}" for mean in means]},
-        rows=rows,
-        document={"window_from_running_mean": _window_document(window)},
-        start=f"Averaging {said}, from the running means of two checkpoints, {format_bytes(plan.bytes_to_read)}.",
-    )
-
-
-def _in_checkpoints(window: Window) -> str:
-    first, last = (_numbered(entry) for entry in window.entries)
-    span = "" if window.intervals is None else f": the training of {format_count(window.intervals, 'checkpoint')}"
-    return f"after {first} up to {last}{span}"
-
-
-def _numbered(entry: Entry) -> str:
-    """A checkpoint's name, and its step where the name does not say it."""
-    if entry.step is None or (entry.where_step == "name" and str(entry.step) in entry.name):
-        return entry.name
-    return f"{entry.name} ({entry.unit} {entry.step:,})"
-
-
-def _window_document(window: Window) -> dict[str, Any]:
-    return {
-        "framework": window.stop.average.framework,
-        "where": window.stop.average.where,
-        "unit": window.stop.unit,
-        "after": window.start.count,
-        "up_to": window.stop.count,
-        "intervals": window.intervals,
-        "means": [
-            {"path": str(entry.path), "of": mean.count, "stated": mean.stated, "every": mean.every}
-            for entry, mean in zip(window.entries, (window.start, window.stop), strict=True)
-        ],
-        "noise": window.noise,
-        "stored_as": window.stored,
-        "rounding": window.rounding,
-    }
