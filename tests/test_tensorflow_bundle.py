@@ -19,6 +19,7 @@ from filler import artifact_like, fill, load, loaded, mean
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ckpttool
 from ckpttool.checksums import crc32c
 from ckpttool.engine.run import execute
 from ckpttool.errors import NotFoundError, OutputExistsError, UnreadableError, UnsupportedError, UsageError
@@ -483,3 +484,20 @@ def test_weights_that_a_keras_3_optimizer_holds_are_weights(tmp_path):
     }
     assert checkpoint.step == 7
     assert checkpoint.state == ("optimizer",)
+
+
+def test_prefixes_name_the_members_of_a_list_and_one_checkpoint(tmp_path):
+    for step in (1, 2):
+        write(tmp_path, {"w": np.full(3, step, np.float32)}, prefix=f"ckpt-{step}")
+    prefixes = [tmp_path / f"ckpt-{step}" for step in (1, 2)]
+    plan = ckpttool.average(prefixes, tmp_path / "avg.npz", dry_run=True)
+    assert [member.step for member in plan.members] == [1, 2]
+    plan = ckpttool.average(prefixes[0], tmp_path / "one.npz", last=1, dry_run=True)
+    assert [member.step for member in plan.members] == [1]
+    assert [entry.step for entry in from_paths(prefixes).entries] == [1, 2]
+    with pytest.raises(NotFoundError, match="no moving average in it"):
+        ckpttool.ema_apply(prefixes[0], tmp_path / "ema.npz")
+    with pytest.raises(UsageError, match="given twice"):
+        from_paths([prefixes[0], tmp_path / "ckpt-1.index"])
+    with pytest.raises(NotFoundError, match="no such file"):
+        from_paths([*prefixes, tmp_path / "ckpt-3"])

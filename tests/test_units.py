@@ -276,6 +276,13 @@ def test_a_pattern_in_quotes_is_answered_as_one(tmp_path):
 @pytest.mark.parametrize("address", ["s3://bucket/run", "gs://bucket/run/model.pt", "https://host/model.pt"])
 def test_an_address_is_answered_with_a_sentence(address):
     for ask in (discover, lambda path: from_paths([path])):
-        with pytest.raises(Exception, match="the address of an object store or server") as said:
+        with pytest.raises(Exception, match="only files and mounted directories are read") as said:
             ask(address)
-        assert "Copy the checkpoints" in said.value.hint
+        assert "Copy it here first" in said.value.hint
+
+
+def test_a_link_that_leads_nowhere_is_called_one(tmp_path):
+    (tmp_path / "last.pt").symlink_to("gone.pt")
+    for ask in (discover, lambda path: from_paths([path])):
+        with pytest.raises(NotFoundError, match=r"last\.pt: a symbolic link that leads nowhere"):
+            ask(tmp_path / "last.pt")

@@ -46,6 +46,7 @@ __all__ = [
     "HEAD_BYTES",
     "Format",
     "Implementation",
+    "first_file",
     "format_for_output",
     "format_of_directory",
     "get_format",
@@ -260,7 +261,7 @@ def open_checkpoint(
                 raise _unknown_directory(path, snapshot)
             return open_checkpoint(file, section=section, snapshot=snapshot)
         refuse_pipe(path, snapshot)
-        first = path if snapshot.exists(path) else _first_of(path, snapshot)
+        first = first_file(path, snapshot)
         if not snapshot.exists(first):
             raise NotFoundError(f"{path}: no such file or directory", path=path)
         head = snapshot.read(first, HEAD_BYTES)
@@ -339,10 +340,12 @@ def refuse_pipe(path: Path, snapshot: Snapshot) -> None:
         raise not_a_file(path)
 
 
-def _first_of(prefix: Path, snapshot: Snapshot) -> Path:
-    """The file to recognise a checkpoint by whose files all start with `prefix`; the prefix itself for none."""
-    index = prefix.with_name(f"{prefix.name}.index") if prefix.name else prefix
-    return index if snapshot.is_file(index) else prefix
+def first_file(path: Path, snapshot: Snapshot) -> Path:
+    """The path, or the index of the checkpoint whose files all start with it: ``ckpt-100.index`` of ``ckpt-100``."""
+    if snapshot.exists(path) or not path.name:
+        return path
+    index = path.with_name(f"{path.name}.index")
+    return index if snapshot.is_file(index) else path
 
 
 # --- Writing ---------------------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def plan_average(
         CkpttoolError: The request makes no sense, or cannot be met; see `ckpttool.errors`.
     """
     snapshot = Snapshot()
-    check_sources(sources, snapshot)
+    sources = check_sources(sources, snapshot)
     check_output_name(output)
     asked = selection
     configured = AveragingConfig(Path()) if config is None else read_averaging_config(config, snapshot)

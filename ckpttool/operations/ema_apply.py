@@ -68,7 +68,7 @@ def plan_ema_apply(
         CkpttoolError: The request makes no sense, or cannot be met; see `ckpttool.errors`.
     """
     snapshot = Snapshot()
-    check_sources(sources, snapshot)
+    sources = check_sources(sources, snapshot)
     check_output_name(output)
     configured = None if config is None else read_averaging_config(config, snapshot)
     if profiles or segment is not None or are_snapshots(sources, snapshot):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckpttool.errors import NotFoundError, UnsupportedError, UsageError
+from ckpttool.errors import CkpttoolError, UnreadableError, UsageError
+from ckpttool.formats import first_file
 from ckpttool.operations.records import Selection
 from ckpttool.reading.snapshot import Snapshot
+from ckpttool.selection.listing import is_url, missing
 from ckpttool.text import parameter
 
 __all__ = ["check_output_name", "check_sources", "default_output", "folder_name", "is_model_directory"]
-
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")
-"""As a `Path` has it: with one slash."""
 
 
 def is_model_directory(sources: Sequence[Path], snapshot: Snapshot) -> bool:
@@ -22,34 +20,29 @@ def is_model_directory(sources: Sequence[Path], snapshot: Snapshot) -> bool:
     return len(sources) == 1 and snapshot.is_dir(sources[0])
 
 
-def check_sources(sources: Sequence[Path], snapshot: Snapshot) -> None:
-    """Refuse what is not a path: nothing, a URL, a pattern that no shell has expanded.
+def check_sources(sources: Sequence[Path], snapshot: Snapshot) -> list[Path]:
+    """The inputs, each of which is there. A prefix of the names of a checkpoint's files stands for the first of them.
 
     Raises:
         UsageError: There are no inputs.
+        NotFoundError: One is not there; the hint says what was probably meant.
         UnsupportedError: One is the URL of an object store or a server.
-        NotFoundError: One has wildcards in it, and no file of that name.
+        UnreadableError: It cannot be told whether one is there.
     """
     if not sources:
         raise UsageError("there is nothing to read", hint="Name a model directory, or checkpoint files.")
+    found = []
     for source in sources:
-        if snapshot.exists(source):
-            continue
-        url = _URL.fullmatch(str(source))
-        if url:
-            raise UnsupportedError(
-                f"{url[1]}://{url[2]}: only files and mounted directories are read",
-                path=source,
-                hint="Copy it here first, for example with aws s3 cp, gcloud storage cp or hf download.",
-            )
-        if re.search(r"[*?\[]", str(source)):
-            directory = "the model directory" if str(source.parent) in {"", "."} else str(source.parent)
-            raise NotFoundError(
-                f"{source}: no such file or directory, and patterns are not expanded here",
-                path=source,
-                hint=f"Leave the quotes out, so that the shell expands it; or name {directory}, with "
-                f"{parameter('include', source.name)}.",
-            )
+        try:
+            first = first_file(source, snapshot)
+            if not snapshot.exists(first):
+                raise missing(source, snapshot)
+        except CkpttoolError:
+            raise
+        except OSError as error:
+            raise UnreadableError(f"{source}: cannot be read ({error.strerror})", path=source) from error
+        found.append(first)
+    return found
 
 
 def check_output_name(output: str | None) -> None:
@@ -63,8 +56,7 @@ def check_output_name(output: str | None) -> None:
             f"{parameter('output', '-')}: an output is written at many places at once, and cannot be a stream",
             hint="Write a file and read that; /dev/shm/x.safetensors is one in memory. A file of this name is ./-.",
         )
-    url = None if output is None else _URL.fullmatch(output)
-    if url and "//" in (output or ""):
+    if output is not None and "//" in output and is_url(output):
         raise UsageError(
             f"{parameter('output', output)}: only files and mounted directories are written",
             hint="Write a file, and copy it there.",

@@ -138,10 +138,9 @@ def list_averages(
         CkpttoolError: It cannot be read; see `ckpttool.errors`.
     """
     snapshot = Snapshot()
-    check_sources(sources, snapshot)
-    paths = list(sources)
+    paths = check_sources(sources, snapshot)
     if len(paths) == 1 and snapshot.is_dir(paths[0]) and not is_one_checkpoint(paths[0], snapshot):
-        paths = [entry.path for entry in find_checkpoints(paths[0], selection).entries[-2:]]
+        paths = [entry.path for entry in find_checkpoints(paths[0], selection, snapshot).entries[-2:]]
     listed: list[ListedAverage] = []
     for path in paths:
         found = find_stored_average(

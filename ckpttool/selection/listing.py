@@ -13,9 +13,10 @@ from ckpttool.reading.snapshot import Snapshot
 from ckpttool.run_layouts import MARKED_FOLDERS
 from ckpttool.text import parameter
 
-__all__ = ["list_directory", "missing"]
+__all__ = ["is_url", "list_directory", "missing"]
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/{1,2}(?=[^/])")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}([^/].*)")
+"""As a user types it, or as a `Path` has it: with one slash."""
 _WILDCARD = re.compile(r"[*?]|\[[^\]]+\]")
 
 
@@ -32,6 +33,8 @@ def list_directory(directory: Path, snapshot: Snapshot) -> dict[str, tuple[str, 
     except FileNotFoundError as error:
         raise missing(directory, snapshot) from error
     except NotADirectoryError as error:
+        if not snapshot.exists(directory):
+            raise missing(directory, snapshot) from error
         raise UsageError(
             f"{directory}: a file, not a model directory",
             hint="Give one model directory, or two or more checkpoint files.",
@@ -57,24 +60,33 @@ def _inside(directory: Path, snapshot: Snapshot) -> tuple[str, ...]:
     return tuple(names)
 
 
+def is_url(text: str) -> bool:
+    """Whether a text is the URL of an object store or a server, and not a path."""
+    return _URL.fullmatch(text) is not None
+
+
 def missing(path: Path, snapshot: Snapshot) -> CkpttoolError:
     """That there is no such path, and what was probably meant."""
-    if _URL.match(str(path)):
+    url = _URL.fullmatch(str(path))
+    if url:
         return UnsupportedError(
-            f"{path}: the address of an object store or server, and only local files are read",
+            f"{url[1]}://{url[2]}: only files and mounted directories are read",
             path=path,
-            hint="Copy the checkpoints to a local disk first, or mount the store there.",
+            hint="Copy it here first, for example with aws s3 cp, gcloud storage cp or hf download.",
         )
     names: tuple[str, ...] = ()
     with suppress(OSError):
         names = snapshot.names(path.parent)
+    if path.name in names:
+        return NotFoundError(f"{path}: a symbolic link that leads nowhere", path=path)
     hint: str | None = None
     like = get_close_matches(path.name, names, n=1)
     matching = [name for name in names if fnmatchcase(name, path.name)] if _WILDCARD.search(path.name) else []
     if matching:
+        where = "the model directory" if str(path.parent) == "." else path.parent
         hint = (
             f"{len(matching)} name{'s match' if len(matching) > 1 else ' matches'} this pattern, which is not expanded "
-            f"in quotes: leave the quotes out, or name {path.parent} with {parameter('include', path.name)}."
+            f"in quotes: leave the quotes out, or name {where} with {parameter('include', path.name)}."
         )
     elif _WILDCARD.search(path.name):
         hint = f"As a pattern, it matches none of the {len(names)} names in {path.parent}."

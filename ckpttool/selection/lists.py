@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpttool.errors import CkpttoolError, UsageError
-from ckpttool.formats import format_of_directory, weights_file
+from ckpttool.formats import first_file, format_of_directory, weights_file
 from ckpttool.reading.snapshot import Snapshot
 from ckpttool.reading.storage import Identity
 from ckpttool.selection.choice import Discovery
@@ -27,8 +27,9 @@ __all__ = ["from_paths"]
 def from_paths(
     paths: Sequence[str | os.PathLike[str]], *, section: str | None = None, snapshot: Snapshot | None = None
 ) -> Discovery:
-    """Checkpoints that the user lists: files, or directories that are one checkpoint each. The order is kept.
+    """Checkpoints that the user lists, in the order of the list.
 
+    Each is a file, a directory that is one checkpoint, or the prefix of the names of one's files (``run/ckpt-100``).
     Steps are known for all of them or for none: from the contents, or from the names, which are read as those of a
     directory are. Where all files have the same name (``checkpoint-500/model.safetensors``), the directories that
     they are in name them.
@@ -43,11 +44,12 @@ def from_paths(
         NotFoundError: One of them does not exist.
         UnreadableError: One of them cannot be read.
     """
-    opener = Opener(snapshot or Snapshot(), section, keeps_all=True)
-    labels = distinct_labels([Path(path) for path in paths])
+    snapshot = snapshot or Snapshot()
+    opener = Opener(snapshot, section, keeps_all=True)
+    files = [first_file(Path(path), snapshot) for path in paths]
     entries = [
-        Entry(Path(path), opener, order=index, listed=True, label=label)
-        for index, (path, label) in enumerate(zip(paths, labels, strict=True))
+        Entry(path, opener, order=index, listed=True, label=label)
+        for index, (path, label) in enumerate(zip(files, distinct_labels(files), strict=True))
     ]
     _check_each(entries, opener.snapshot)
     for entry in entries:
