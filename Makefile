@@ -13,13 +13,17 @@ USER_ENV := .venv
 DEV_ENV := .venv-dev
 FRAMEWORKS_ENV := .venv-frameworks
 DEEPSPEED_ENV := .venv-deepspeed
+TRAINERS_ENV := .venv-trainers
 NUMPY1_ENV := .venv-numpy1
 TENSORFLOW_ENV := .venv-tensorflow
+KERAS3_ENV := .venv-keras3
+TRAINERS := composer coqui_trainer eole espnet fastai fsdp2 marian monai nequip olmo_core open_clip \
+	sentence_transformers torchtitan ultralytics
 SMOKE := build/smoke
 KERNEL := ckpttool/engine/kernels/_kernel.so
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-frameworks test-deepspeed test-numpy1 test-tensorflow lint wheel-smoke kernel bench figures clean
+.PHONY: help demo test test-frameworks test-trainers test-deepspeed test-numpy1 test-tensorflow test-keras3 lint wheel-smoke kernel bench figures clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +40,12 @@ test-frameworks: $(FRAMEWORKS_ENV)/made  ## Let training frameworks load the res
 	$(FRAMEWORKS_ENV)/bin/python -m pytest tests/frameworks \
 		--expect accelerate,directories,ema_pytorch,ignite,joeynmt,lightning,mmengine,schedulers,timm $(ARGS)
 
+# Each in a process of its own, since some change PyTorch's settings for all.
+test-trainers: $(TRAINERS_ENV)/made  ## The same for Composer, ESPnet, Eole, fastai, OLMo-core, torchtitan, Ultralytics, ...
+	@failed=0; for name in $(TRAINERS); do \
+		$(TRAINERS_ENV)/bin/python -m pytest -q tests/frameworks/test_$$name.py --expect $$name $(ARGS) || failed=1; \
+	done; exit $$failed
+
 test-deepspeed: $(DEEPSPEED_ENV)/made  ## The same for DeepSpeed, which trains on CPU for it (needs a C++ compiler)
 	PATH=$(abspath $(DEEPSPEED_ENV))/bin:$$PATH $(DEEPSPEED_ENV)/bin/python -m pytest \
 		tests/frameworks/test_deepspeed.py --expect deepspeed $(ARGS)
@@ -45,6 +55,10 @@ test-numpy1: $(NUMPY1_ENV)/made  ## The same for fairseq, OpenNMT-py and Sockeye
 
 test-tensorflow: $(TENSORFLOW_ENV)/made  ## The same for TensorFlow and OpenNMT-tf (PYTHON=python3.11 or older)
 	$(TENSORFLOW_ENV)/bin/python -m pytest tests/test_tensorflow_frameworks.py $(ARGS)
+
+test-keras3: $(KERAS3_ENV)/made  ## The same for the newest TensorFlow, whose Keras is another one
+	$(KERAS3_ENV)/bin/python -m pytest tests/test_tensorflow_frameworks.py $(ARGS)
+	$(KERAS3_ENV)/bin/python -m pytest tests/frameworks/test_tensorflow.py --expect tensorflow $(ARGS)
 
 lint: $(DEV_ENV)/made  ## Check style, format and types
 	$(DEV_ENV)/bin/ruff check .
@@ -78,7 +92,8 @@ figures: $(DEV_ENV)/made  ## Make the pictures of the documentation again
 	set -e; for script in $(wildcard docs/make_*.py); do $(DEV_ENV)/bin/python $$script; done
 
 clean:  ## Remove everything that make has made
-	rm -rf $(USER_ENV) $(DEV_ENV) $(FRAMEWORKS_ENV) $(DEEPSPEED_ENV) $(NUMPY1_ENV) $(TENSORFLOW_ENV) build dist $(KERNEL) ckpttool/checksums/_crc.so
+	rm -rf $(USER_ENV) $(DEV_ENV) $(FRAMEWORKS_ENV) $(DEEPSPEED_ENV) $(TRAINERS_ENV) $(NUMPY1_ENV) $(TENSORFLOW_ENV) \
+		$(KERAS3_ENV) build dist $(KERNEL) ckpttool/checksums/_crc.so
 
 # An environment is made anew when pyproject.toml has changed. Its last step leaves the stamp, so half an environment
 # never counts. The package is installed as a link to the sources: a change in them needs no new environment.
@@ -107,6 +122,17 @@ $(FRAMEWORKS_ENV)/made: pyproject.toml
 	$(FRAMEWORKS_ENV)/bin/python -m pip install --quiet --no-deps timm speechbrain
 	touch $@
 
+# Frameworks whose requirements contradict each other's, or this PyTorch: what their trainers and savers need is named
+# here, and they come without the rest. torchvision has no build for every PyTorch, and a stand-in does.
+$(TRAINERS_ENV)/made: pyproject.toml
+	$(PYTHON) -m venv --clear $(TRAINERS_ENV)
+	$(TRAINERS_ENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(TRAINERS_ENV)/bin/python -m pip install --quiet $(TORCH)
+	$(TRAINERS_ENV)/bin/python -m pip install --quiet --editable . --group trainers
+	$(TRAINERS_ENV)/bin/python -m pip install --quiet --no-deps mosaicml mosaicml-cli torch_optimizer pytorch_ranger \
+		open_clip_torch timm ultralytics ultralytics-thop fastai fasttransform fastdownload trainer eole torchtitan espnet
+	touch $@
+
 # By itself: other frameworks use a DeepSpeed that they find. Its setup imports the PyTorch that is there.
 $(DEEPSPEED_ENV)/made: pyproject.toml
 	$(PYTHON) -m venv --clear $(DEEPSPEED_ENV)
@@ -132,4 +158,11 @@ $(TENSORFLOW_ENV)/made: pyproject.toml
 	$(TENSORFLOW_ENV)/bin/python -m pip install --quiet tensorflow-cpu==2.13.1 tensorflow-addons==0.21.0 \
 		OpenNMT-tf==2.32.0 pytest hypothesis click rich ml-dtypes safetensors PyYAML google-crc32c
 	$(TENSORFLOW_ENV)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+$(KERAS3_ENV)/made: pyproject.toml
+	$(PYTHON) -m venv --clear $(KERAS3_ENV)
+	$(KERAS3_ENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(KERAS3_ENV)/bin/python -m pip install --quiet $(TORCH)
+	$(KERAS3_ENV)/bin/python -m pip install --quiet --editable '.[tensorflow]' --group test 'tensorflow-cpu>=2.16'
 	touch $@

@@ -145,6 +145,8 @@ def test_tensorflow_restores_objects(make, tf, tmp_path, keep_state):
     doubled = {t: (a if a.dtype == bool else a * 2) for t, a in loaded(checkpoint).items()}
     fill(bundles.lay_out(artifact), tmp_path / "out", artifact, doubled)
     assert tf.train.latest_checkpoint(str(tmp_path / "out")) == str(tmp_path / "out/ckpt-3")
+    if tf.keras.__version__ >= "3":
+        pytest.skip("these objects are Keras 2's, and have no slots of this name in Keras 3")
     objects = make.keras_objects()
     for variable in objects["model"].variables:
         variable.assign(tf.zeros_like(variable))

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 
@@ -35,6 +37,17 @@ class _Module(types.ModuleType):
         return made
 
 
+class _Distribution(importlib.metadata.Distribution):
+    def __init__(self, package: str) -> None:
+        self._package = package
+
+    def read_text(self, filename: str) -> str | None:
+        return f"Metadata-Version: 2.1\nName: {self._package}\nVersion: 0.0\n" if filename == "METADATA" else None
+
+    def locate_file(self, path: Any) -> Path:
+        return Path(path)
+
+
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def __init__(self, package: str) -> None:
         self._package = package
@@ -43,6 +56,10 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if name.split(".", maxsplit=1)[0] != self._package:
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def find_distributions(self, context: importlib.metadata.DistributionFinder.Context) -> list[_Distribution]:
+        """Some ask for the version before they import."""
+        return [_Distribution(self._package)] if context.name in {None, self._package} else []
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         return _Module(spec.name)
