@@ -620,7 +620,7 @@ def _negative(metadata: Metadata) -> None:
         (_drop_chunk, "24 of its 48 elements are in no piece"),
         (_double_chunk, "overlap"),
         (_far_chunk, "reaches outside"),
-        (_lost_place, "does not say where it lies"),
+        (_lost_place, "does not say where it is"),
         (_wrong_dtype, "says int32"),
         (_wrong_offset, "damaged|directory|records|header"),
         (_beyond, "truncated"),

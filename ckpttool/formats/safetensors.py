@@ -1,8 +1,8 @@
 """safetensors: an eight-byte length, a JSON header, and the tensors' bytes one after another.
 
 The header is judged twice: by safetensors' own parser (whose rules therefore hold here too: no holes, no overlaps,
-no tail), and by what that parser lets pass and a reader must still know (duplicate names, shapes nobody can index).
-Format: https://github.com/huggingface/safetensors#format.
+no tail), and by what that parser accepts and a reader must still check (duplicate names, shapes that cannot be
+indexed). Format: https://github.com/huggingface/safetensors#format.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _SUB_BYTE = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
 def recognise(path: Path, head: bytes, snapshot: Snapshot) -> bool:  # the same question to all formats
     """Whether a file starts like safetensors: a plausible length and, after JSON whitespace, an opening brace.
 
-    The length may be a lie (a truncated file still is a safetensors file); `read` says so then.
+    The length may be wrong (a truncated file still is a safetensors file); `read` reports that.
     """
     if len(head) < 9 or snapshot.is_dir(path):
         return False
@@ -248,10 +248,10 @@ def _parse(path: Path, header: bytes, start: int, size: int) -> dict[str, Any]:
         raise UnreadableError(f"{path}: not a valid safetensors file: its header is not an object", path=path)
     if isinstance(entries, _WithDuplicates):
         raise UnreadableError(
-            f"{path}: the tensor name {entries.duplicate!r} stands in the header twice",
+            f"{path}: the tensor name {entries.duplicate!r} is in the header twice",
             path=path,
             tensor=entries.duplicate,
-            hint="Nobody can tell which of the two is meant; write the file again.",
+            hint="It is not known which of the two is meant; write the file again.",
         )
     return entries
 

@@ -1,6 +1,6 @@
 """Which tensor of one checkpoint is which tensor of another: names, wrapper prefixes, ties.
 
-Pure functions over `Checkpoint`s. Nothing is dropped or invented in silence: each choice comes back as a note.
+Pure functions over `Checkpoint`s. Nothing is dropped or invented without notice: each choice is returned as a note.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ _SMALL_SPAN = 16 << 10
 """A read this small costs as much as one of a few bytes, whatever part of it is used."""
 
 _LARGE_SPAN = 32 << 20
-"""The most that is read at once for the sake of elements that lie scattered in it."""
+"""The most that is read at once for elements that are scattered in it."""
 
 _SPARSEST = 64
 """Of how many bytes read at least one must be used, beyond `_SMALL_SPAN`."""
@@ -65,7 +65,7 @@ class View:
         """Open a tensor to be read in the order of the output's dense `strides` (None: C order).
 
         Raises:
-            UnreadableError: It does not lie inside its storage, or the storage not inside its file.
+            UnreadableError: It is not inside its storage, or the storage is not inside its file.
         """
         source, base = sources.locate(spec.storage, tensor)
         itemsize = spec.dtype.itemsize

@@ -72,7 +72,7 @@ class PiecedView:
         """Open a tensor that has pieces, to be read in the order of the output's dense `strides` (None: C order).
 
         Raises:
-            UnreadableError: A piece does not lie inside its file.
+            UnreadableError: A piece is not inside its file.
             UnsupportedError: It has more dimensions than numpy knows.
         """
         order = c_strides(spec.shape) if strides is None else strides
@@ -153,7 +153,7 @@ def open_view(spec: TensorSpec, strides: Sequence[int] | None, sources: Sources,
     """Open a tensor, in pieces or not, to be read in the order of the output's dense `strides` (None: C order).
 
     Raises:
-        UnreadableError: It does not lie inside its file.
+        UnreadableError: It is not inside its file.
     """
     return (PiecedView if spec.pieces else View).of(spec, strides, sources, tensor)
 

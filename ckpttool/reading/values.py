@@ -22,7 +22,7 @@ def read_values(spec: TensorSpec, *, name: str = "the tensor") -> NDArray[Any]:
     """A tensor's values as a numpy array of its shape and dtype, in C order and native byte order. For small tensors.
 
     Raises:
-        UnreadableError: The file cannot be read, or the tensor does not lie inside it.
+        UnreadableError: The file cannot be read, or the tensor is not inside it.
         UnsupportedError: It has more dimensions than numpy knows.
     """
     if len(spec.shape) > MAX_NUMPY_RANK:

@@ -225,7 +225,7 @@ class _Reader:
                 raise self._error(
                     key.start_mark.line + 1,
                     f"the key {_shown(name)} is in {what} twice, for the first time in line {seen[name]}",
-                    "YAML would take the last one in silence: keep one of them.",
+                    "YAML takes the last one without an error: keep one of them.",
                 )
             seen[name] = key.start_mark.line + 1
         if "<<" in seen and self.loader is not None:

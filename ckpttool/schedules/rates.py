@@ -401,7 +401,7 @@ def _decay_steps(decay_ratio: object, warmup_steps: int, max_step: int) -> int:
     if steps < 1 or warmup_steps + steps > max_step:
         raise ParameterError(
             "decay_ratio",
-            f"must leave room for {warmup_steps} warm-up steps in {max_step} and decay for one at least, not {ratio:g}",
+            f"must leave {warmup_steps} warm-up steps of {max_step}, and at least one step of decay; it is {ratio:g}",
         )
     return steps
 

@@ -39,14 +39,14 @@ from ckpttool.selection.names import (
 )
 from ckpttool.text import first_names, parameter
 
-__all__ = ["Classified", "Listing", "Verdict", "classify", "detect"]
+__all__ = ["Classified", "LeftOut", "Listing", "classify", "detect"]
 
 Listing = Mapping[str, "Sequence[str] | None"]
 """Name to the names inside it, for a directory; None for a file."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class LeftOut:
     """A name that is not an entry: which, why, and that in words."""
 
     name: str
@@ -59,8 +59,8 @@ class Verdict:
         return self.code in GUESSES
 
 
-def _verdict(name: str, code: Reason, **facts: object) -> Verdict:
-    return Verdict(name, code, code.say(**facts))
+def _left_out(name: str, code: Reason, **facts: object) -> LeftOut:
+    return LeftOut(name, code, code.say(**facts))
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class Classified:
 
     layout: Layout
     entries: Mapping[str, Named]
-    aliases: tuple[Verdict, ...] = ()
-    ignored: tuple[Verdict, ...] = ()
+    aliases: tuple[LeftOut, ...] = ()
+    ignored: tuple[LeftOut, ...] = ()
     unexplained: tuple[str, ...] = ()
     evidence: int = 0
     why: str = field(default="", compare=False)
@@ -90,9 +90,9 @@ class Classified:
         """Whether the names themselves, and not only the row, say that they count steps."""
         return all(map(has_step_word, list(self.entries)[:1]))
 
-    def unknown(self, name: str) -> Verdict:
+    def unknown(self, name: str) -> LeftOut:
         """That a name fits nothing."""
-        return _verdict(name, Reason.UNKNOWN_NAME, layout=self.layout.name)
+        return _left_out(name, Reason.UNKNOWN_NAME, layout=self.layout.name)
 
     def joined(self, other: Classified) -> Classified:
         """With the entries of another reading of the same directory, which are nothing else then."""
@@ -111,14 +111,14 @@ def _first(rules: tuple[Rule, ...], name: str) -> Reason | None:
     return next((rule.reason for rule in rules if re.fullmatch(rule.pattern, name)), None)
 
 
-def _own_rule(rules: tuple[Rule, ...], name: str, listing: Listing) -> Verdict | None:
+def _own_rule(rules: tuple[Rule, ...], name: str, listing: Listing) -> LeftOut | None:
     """Why a layout leaves a name out; also that what it belongs to is not there."""
     reason = _first(rules, name)
     if reason is None:
         return None
     owner = _owner(rules, name)
     missing = owner is not None and owner not in listing
-    return _verdict(name, Reason.OWNER_MISSING, owner=owner) if missing else _verdict(name, reason)
+    return _left_out(name, Reason.OWNER_MISSING, owner=owner) if missing else _left_out(name, reason)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -145,8 +145,8 @@ def classify(layout: Layout, listing: Listing, believed: frozenset[str] = frozen
         believed: Names that are not left out for what they suggest.
     """
     entries: dict[str, Named] = {}
-    aliases: list[Verdict] = []
-    ignored: list[Verdict] = []
+    aliases: list[LeftOut] = []
+    ignored: list[LeftOut] = []
     unexplained: list[str] = []
     evidence = 0
     for name in sorted(listing):
@@ -161,15 +161,15 @@ def classify(layout: Layout, listing: Listing, believed: frozenset[str] = frozen
         if common is not None and own_rule is None:
             half_written = common is UNFINISHED.reason
             if looks or half_written or named_by(layout, name.split(".tmp")[0]) is not None:
-                ignored.append(_verdict(name, common))
+                ignored.append(_left_out(name, common))
         elif own_rule is not None:
             ignored.append(own_rule)
             evidence += 1
         elif own_alias is not None:
-            aliases.append(_verdict(name, own_alias))
+            aliases.append(_left_out(name, own_alias))
             evidence += 1
         elif named is not None and inner is not None and layout.markers and not _has_any(inner, layout.markers):
-            ignored.append(_verdict(name, Reason.UNFINISHED, missing=" or ".join(layout.markers[:3])))
+            ignored.append(_left_out(name, Reason.UNFINISHED, missing=" or ".join(layout.markers[:3])))
         elif named is not None:
             entries[name] = named
         elif name in believed:
@@ -177,9 +177,9 @@ def classify(layout: Layout, listing: Listing, believed: frozenset[str] = frozen
         elif looks or inner is not None:
             other = _first((EARLIER_AVERAGE,), name) or (_first(COMMON_IGNORED, name) if looks else None)
             if other is not None:
-                ignored.append(_verdict(name, other))
+                ignored.append(_left_out(name, other))
             elif looks and (alias := _first(COMMON_ALIASES, name)) is not None:
-                aliases.append(_verdict(name, alias))
+                aliases.append(_left_out(name, alias))
             elif looks:
                 unexplained.append(name)
         if any(fnmatchcase(name, glob) for glob in layout.auxiliary if glob not in {"*.json", "*.py", "*.yml"}):
@@ -189,7 +189,7 @@ def classify(layout: Layout, listing: Listing, believed: frozenset[str] = frozen
     if len(averages) < len(entries):
         for name in averages:
             del entries[name]
-            ignored.append(_verdict(name, EARLIER_AVERAGE.reason))
+            ignored.append(_left_out(name, EARLIER_AVERAGE.reason))
     evidence += sum(table in listing for table in layout.tables for _ in list(entries)[:3])
     evidence += sum(
         sidecar(template, name).split("/")[0] in listing

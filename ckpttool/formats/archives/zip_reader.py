@@ -1,4 +1,4 @@
-"""Zip archives as places of bytes: where each record lies in one.
+"""Zip archives as places of bytes: where each record is in one.
 
 The data's place is taken from the record's own local header, never from what a writer usually does.
 
@@ -220,7 +220,7 @@ def open_archive(path: Path, *, base: int = 0, nbytes: int | None = None) -> Arc
     Args:
         path: The file.
         base: Where in it the archive begins.
-        nbytes: How long it is. The file is no shorter. None: all of the file.
+        nbytes: How long it is. The file is not shorter. None: all of the file.
 
     Raises:
         UnreadableError: There is none: the file is truncated, or no zip archive.
@@ -239,7 +239,7 @@ def archive_inside(path: Path, file: OpenedFile, base: int, nbytes: int) -> Arch
         path: The file.
         file: The same, open; it has to stay so as long as the archive is asked for anything.
         base: Where the archive begins.
-        nbytes: How long it is. The file is no shorter.
+        nbytes: How long it is. The file is not shorter.
 
     Raises:
         UnreadableError: There is none.
@@ -256,7 +256,7 @@ def _read_directory(archive: Archive) -> tuple[bytes, int]:
     found, tail_length, tail = -1, 0, b""
     # The end of the directory is at the end of the file, unless a comment follows: no one writes such.
     for longest in (_TAIL, END.size + NO_16 + LOCATOR64.size + END64.size):
-        if found < LOCATOR64.size:  # not there, or what stands before it is not
+        if found < LOCATOR64.size:  # not there, or what is before it is not
             tail_length = min(size, longest)
             tail = archive._read_at(size - tail_length, tail_length)  # noqa: SLF001
             found = tail.rfind(b"PK\x05\x06")
@@ -291,7 +291,7 @@ def _names(path: Path, directory: bytes, count: int) -> dict[str, int]:
         # All ASCII in files of torch.save but for the top directory, which torch writes as it is.
         name = directory[at + fixed : stop].decode("utf-8", "replace")
         if name in names:
-            # torch.load finds either one, depending on how many records there are beside them.
+            # torch.load finds either one, depending on how many other records there are.
             raise _damaged(path, f"there are two records named {name}")
         names[name] = at
         at = stop + extra_length + comment_length

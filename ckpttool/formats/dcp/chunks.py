@@ -133,7 +133,7 @@ class ChunkFiles:
             file = self._stack.enter_context(OpenedFile(path))
         except FileNotFoundError as error:
             raise UnreadableError(
-                f"{self._root}: {name} is missing, which {key} lies in", path=path, tensor=key, hint=_INTERRUPTED
+                f"{self._root}: {name} is missing, which holds {key}", path=path, tensor=key, hint=_INTERRUPTED
             ) from error
         self._files[name] = file
         return file
@@ -142,7 +142,7 @@ class ChunkFiles:
         """The top directory of a torch file, and its object."""
         found = next((name for name in archive.names if name.endswith(_PICKLE) and name.count("/") == 1), None)
         if found is None:
-            raise UnreadableError(f"{archive.path}: {key} is no torch file", path=archive.path, tensor=key)
+            raise UnreadableError(f"{archive.path}: {key} is not a torch file", path=archive.path, tensor=key)
         entry = archive.entry(found)
         if entry.nbytes > _MAX_PICKLE:
             raise UnsupportedError(f"{archive.path}: {key}: too large a pickle", path=archive.path, tensor=key)

@@ -39,7 +39,7 @@ _ROOTS = ("", "model_and_optim", "weights", "model_weights", "pytorch_model_fsdp
 """Where in a checkpoint the files are: everywhere but in OLMo-core, NeMo and Accelerate at the top."""
 
 _SIDE_FILES = ("common.pt", "meta.pt")
-"""Where Megatron and Lightning keep what is no tensor: steps and settings."""
+"""Where Megatron and Lightning store what is not a tensor: steps and settings."""
 
 _UNSHARDED = (".safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -164,7 +164,7 @@ def _names(located: Located) -> dict[str, Mapping[str, KeyPath]]:
 
 
 def _stored(entry: Any) -> tuple[Stored, ...]:
-    """Where an entry lies."""
+    """Where an entry is stored."""
     return tuple([stored for _, stored in entry.chunks]) if isinstance(entry, TensorEntry) else (entry.stored,)
 
 
@@ -209,7 +209,7 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
     Chunks of averaged tensors are written anew; what else there is, but for the optimizer, is copied byte for byte.
 
     Raises:
-        UnsupportedError: The newest member is no such directory, or has no place for a tensor.
+        UnsupportedError: The newest member is not such a directory, or has no place for a tensor.
     """
     template = artifact.template
     if template is None or template.format != NAME:
@@ -238,7 +238,7 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
         for offset, key, region, stored in sorted(by_file[name], key=lambda each: each[:2]):
             owner = owners.get(key)
             identity = None if owner is None else artifact.ties.get(owner, owner)
-            # Tied tensors lie in the same chunk, and stay so.
+            # Tied tensors are in the same chunk, and stay so.
             place = known.get((offset, stored.nbytes, identity))
             if place is None and identity is None:
                 place = layout.add_copy(_extent(above / name, stored))
@@ -260,7 +260,7 @@ def lay_out(artifact: Artifact) -> tuple[OutputFile, ...]:
 
 
 def _owners(artifact: Artifact, template: Checkpoint) -> dict[str, TensorId]:
-    """Flat key to the tensor of the artifact that stands there."""
+    """Flat key to the tensor of the artifact that is there."""
     container: _Container = template.container.extra
     keys = {place: key for key, place in container.places.items()}
     homes = {

@@ -30,7 +30,7 @@ _HINT = "The file is damaged, or was not written by torch.distributed.checkpoint
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where an entry, or a chunk of one, lies.
+    """Where an entry, or a chunk of one, is.
 
     Attributes:
         name: Path of the file, relative to that of ``.metadata``, with forward slashes.
@@ -53,7 +53,7 @@ class TensorEntry:
         shape: Its shape.
         dtype: Its element type.
         layout: Its layout; "torch.strided" for a dense one.
-        chunks: What of it lies where.
+        chunks: Where its parts are.
     """
 
     shape: tuple[int, ...]
@@ -98,7 +98,7 @@ def parse(path: Path) -> Metadata:
     """Read a ``.metadata`` file.
 
     Raises:
-        UnreadableError: It is no such file, or says something that cannot be.
+        UnreadableError: It is not such a file, or states what cannot be.
         UnsupportedError: It has a chunk that was compressed or encrypted by an extension.
     """
     with OpenedFile(path) as file:
@@ -130,7 +130,7 @@ class _Parser:
         entries: dict[str, Entry] = {}
         for key, node in described.items():
             if type(key) is not str:
-                raise self._bad("a key that is no text")
+                raise self._bad("a key that is not text")
             entries[key] = self._entry(key, node, places)
         planned = fields.get("planner_data")
         paths: dict[str, KeyPath] = {}
@@ -172,7 +172,7 @@ class _Parser:
             or any(part in {"", ".", "..", ".metadata"} for part in name.split("/"))
             or any(character in name for character in ("\\", ":", "\0"))
         ):
-            raise self._bad(f"it is said to lie in {name!r}, which is no file of this directory", key)
+            raise self._bad(f"it is said to be in {name!r}, which is not a file of this directory", key)
         return name
 
     def _entry(self, key: str, node: Any, places: Mapping[tuple[str, tuple[int, ...] | None], Stored]) -> Entry:
@@ -198,7 +198,7 @@ class _Parser:
         if place is None and offsets is not None and not any(offsets):
             place = places.get((key, None))  # how tensors that are not sharded were recorded by the first versions
         if place is None:
-            raise self._bad("it does not say where it lies" + (f" (at {list(offsets)})" if offsets else ""), key)
+            raise self._bad("it does not say where it is" + (f" (at {list(offsets)})" if offsets else ""), key)
         return place
 
     def _properties(self, node: Any, key: str) -> tuple[InertType, str]:

@@ -98,7 +98,7 @@ def _place(key: str, path: KeyPath | None) -> KeyPath:
 
 
 def _optimizer(place: KeyPath) -> KeyPath | None:
-    """Where the optimizer stands that a place belongs to."""
+    """Where the optimizer is that a place belongs to."""
     for depth in range(min(len(place) - 1, 2)):
         # Composer nests all it has in "state"; deeper down, it is a module of the model that is called so.
         if depth and place[0] != "state":
@@ -114,7 +114,7 @@ def _put(tree: dict[Any, Any], place: KeyPath, value: Any, path: Path) -> None:
         holder = holder.setdefault(step, {})
         if type(holder) is not dict:
             raise UnreadableError(
-                f"{path}: {'.'.join(map(str, place))} stands inside of something that is no mapping", path=path
+                f"{path}: {'.'.join(map(str, place))} is inside of something that is not a mapping", path=path
             )
     if type(holder.get(place[-1])) is dict and type(value) is not dict:
         raise UnreadableError(f"{path}: {'.'.join(map(str, place))} is a value and a mapping at once", path=path)
@@ -132,7 +132,7 @@ def _refusal(entry: TensorEntry) -> Refused | None:
 def _specs(
     metadata: Metadata, wanted: Mapping[str, TensorEntry], files: ChunkFiles, flat: FlatTree
 ) -> dict[str, TensorSpec]:
-    """Open the chunks of tensors, in the order in which they lie in the files, and put them together."""
+    """Open the chunks of tensors, in the order in which they are in the files, and put them together."""
     chunks: list[tuple[str, int, str, Region, int]] = []
     for key, entry in wanted.items():
         # Before any file is opened: one who lists a billion overlapping chunks is not worth the time.
@@ -202,7 +202,7 @@ def _without_tensors(node: Any) -> Any:
 
 
 def plain_values(path: Path) -> dict[Any, Any]:
-    """The plain values of a torch file that stands beside the weights; empty for one that is no mapping.
+    """The plain values of a torch file that is next to the weights; empty for one that is not a mapping.
 
     Raises:
         UnreadableError: It is truncated or damaged.

@@ -58,7 +58,7 @@ class Part:
     Attributes:
         name: Its path in the directory, with forward slashes.
         checkpoint: The file, opened.
-        section: Which copy of the weights its tensors are; empty for the weights themselves.
+        section: Which stored EMA its tensors belong to; empty for the weights themselves.
         prefix: What precedes the names of its tensors in the whole checkpoint.
     """
 

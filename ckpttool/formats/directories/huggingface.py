@@ -283,7 +283,7 @@ def _modules(view: _View) -> list[ModelFiles]:
 
 
 def _naming(model: ModelFiles, components: Mapping[str, ModelFiles], *, alone: bool) -> tuple[str, str]:
-    """Of the tensors of a model: which copy of the weights they are, and what precedes their names."""
+    """Of the tensors of a model: which stored EMA they belong to, if any, and what precedes their names."""
     if alone or not model.folder:
         return "", ""
     if model.folder not in components:

@@ -2,7 +2,7 @@
 
 Reads what torch.save writes since 0.4 (the zip format since 1.6, and the older one) under any file name, and writes
 the zip format. Nothing that a file names is imported or called; see `inert_pickle`. With a template of this format,
-the output is the template's own object with other tensors in it: whatever a framework keeps beside its weights stays.
+the output is the template's own object with other tensors in it: whatever a framework stores next to the weights stays.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = 
 
     Raises:
         UsageError: The weights may be in several places, or are not where `section` says.
-        UnreadableError: The file is truncated, damaged or made to mislead.
+        UnreadableError: The file is truncated, damaged or malicious.
         UnsupportedError: TorchScript, the format of torch 0.1, a pickle that torch did not write, or weights that
             cannot be averaged (quantized, sparse, nested, on the meta device).
     """
@@ -124,7 +124,7 @@ def read(path: Path, *, section: str | None = None, snapshot: Snapshot | None = 
 def read_graph(path: Path) -> Iterator[tuple[Any, Storages, Mapping[str, Any] | None]]:
     """The object that a torch file holds, inert; where its storages are; and what an earlier run wrote into it.
 
-    For what is no tree of tensors: a pickled module, which `read` has to refuse.
+    For what is not a tree of tensors: a pickled module, which `read` has to refuse.
 
     Args:
         path: The file, which stays open inside the ``with``: looking a storage up is cheap there.
@@ -226,7 +226,7 @@ def _provenance(archive: Archive, top: str) -> Mapping[str, Any] | None:
     except (ValueError, RecursionError) as error:
         if isinstance(error, UnreadableError):
             raise
-        raise UnreadableError(f"{archive.path}: the record {PROVENANCE} is no JSON", path=archive.path) from error
+        raise UnreadableError(f"{archive.path}: the record {PROVENANCE} is not JSON", path=archive.path) from error
     return said if isinstance(said, dict) else None
 
 

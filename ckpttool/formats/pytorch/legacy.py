@@ -37,7 +37,7 @@ def is_legacy_tar(head: bytes) -> bool:
 
 
 class _Pickles:
-    """The pickles at the start of a file, of which nobody says how long they are."""
+    """The pickles at the start of a file, whose lengths are not stated."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -4,7 +4,7 @@
     ./model_weights.ckpt                     a state dict, as torch.save writes it
     ./0123abcd_tokenizer.model, ...          artifacts
 
-Nothing is unpacked. The weights are a zip archive that lies in the tar archive as it is, so that their bytes have
+Nothing is unpacked. The weights are a zip archive that is stored in the tar archive as it is, so that their bytes have
 places in the .nemo file itself. The output is the newest member's archive, byte for byte, with other weights in it.
 
 NeMo 1.7 and newer write plain tar archives (`SaveRestoreConnector`); older ones, which are compressed as a whole, and
@@ -207,7 +207,7 @@ def _check_name(path: Path, member: tarfile.TarInfo) -> None:
         raise UnreadableError(
             f"{path}: the member {member.name!r} leads out of the directory that it would be unpacked in",
             path=path,
-            hint="The file was made to mislead. Do not unpack it.",
+            hint="The file is malicious or malformed. Do not unpack it.",
         )
 
 
@@ -274,7 +274,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
             if isinstance(error, UnreadableError):
                 raise
             raise damaged(error) from error
-    if not mark or mark.strip(b"\0"):  # tarfile takes what is no header for the end
+    if not mark or mark.strip(b"\0"):  # tarfile takes what is not a header for the end
         raise damaged(f"there is neither a member nor the end at byte {at:,}")
 
 

@@ -10,7 +10,7 @@ variable of an object-based checkpoint has; the keys themselves are kept for wri
 
 What is not a weight stays out of the average: the slots of an optimizer (``…/.OPTIMIZER_SLOT/…``, and by TensorFlow 1
 ``variable/Adam``), everything in an optimizer or a Keras metric, and counters. ``variable/ExponentialMovingAverage``
-is the variable's moving average and becomes a copy of the weights.
+is the variable's moving average, and becomes a stored EMA.
 """
 
 from __future__ import annotations
