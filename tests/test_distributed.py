@@ -574,7 +574,7 @@ def _relocate(name: str) -> Any:
 def test_no_path_leads_out_of_the_directory(saved: Path, tmp_path: Path, name: str) -> None:
     path = _copy(saved, tmp_path)
     _edit(path, _relocate(name))
-    with pytest.raises(UnreadableError, match="no file of this directory"):
+    with pytest.raises(UnreadableError, match="not a file of this directory"):
         open_checkpoint(path)
 
 
