@@ -86,7 +86,7 @@ $(KERNEL): hatch_build.py $(wildcard ckpttool/*/*.c ckpttool/*/*/*.[ch])
 	-$(PYTHON) hatch_build.py
 
 bench: $(DEV_ENV)/made  ## Measure speed and memory (makes its data in benchmarks/data)
-	set -e; for script in $(wildcard benchmarks/*.py); do $(DEV_ENV)/bin/python $$script; done
+	$(DEV_ENV)/bin/python benchmarks/average.py $(ARGS)
 
 figures: $(DEV_ENV)/made  ## Make the pictures of the documentation again
 	set -e; for script in $(wildcard docs/make_*.py); do $(DEV_ENV)/bin/python $$script; done

@@ -1,13 +1,16 @@
-"""How long averaging takes, as whole processes, and the time that reading and writing the same bytes takes.
+"""How long averaging takes, as whole processes, next to the time that reading and writing the same bytes takes.
 
-    python benchmarks/average.py [--data DIRECTORY] [--rounds N] [--keep] [--only NAME ...] [--peers]
+    python benchmarks/average.py [--only NAME ...] [--rounds N] [--peers PYTHON] [--plot FILE.svg] [--keep]
 
-Every row averages five checkpoints. Its yardstick is `cat INPUTS > /dev/null; cp ONE OUT` on the same weights: what
-it costs to read the inputs and to write the output and do nothing else (and without an fsync, which ckpttool does).
-Both run in turn, round after round, from the page cache, each round with no output there yet; the least time of each
-counts, since noise only adds. Processor time is given in parentheses: on a busy machine threads do not help.
-Memory is the whole process's peak resident size. The data are made first (6 GB for the largest row), and deleted at
-the end unless --keep is given; as in checkpoints of one run, a weight differs little from member to member.
+The yardstick of every row is `cat INPUTS > /dev/null; cp ONE OUT` on the same weights: what it costs to read the inputs
+and to write the output and do nothing else (and without an fsync, which ckpttool does). All commands of a row run in
+turn, round after round, each round with no output there yet; the ratios are medians over the rounds, so that a machine
+whose speed drifts spoils none of them. Memory is the whole process's greatest resident size. "cold": the inputs are put
+out of the page cache before each command, and the yardstick ends with `sync`.
+
+--peers: a Python of an environment that has torch and safetensors, and what others average with: mergekit and
+OpenNMT-py, where installed; see peers.py. (timm's and fairseq's scripts for it are in no package.)
+The data are made first, and deleted at the end of a row unless --keep is given.
 """
 
 from __future__ import annotations
@@ -19,96 +22,64 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-
-COMMAND = [sys.executable, "-m", "ckpttool", "average", "{inputs}", "-o", "{output}"]
-HELP = [sys.executable, "-m", "ckpttool", "--help"]
+PEERS = ("numpy-loop", "AveragedModel", "mergekit", "OpenNMT-py")
+NOT_HERE = 3
 
 # As an installed package is: compiled. The environment may say otherwise, and sources take a third of the start-up.
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
 
-MEMBERS = 5
-TENSOR_ROWS = 4096
-
-NAIVE = """
-import sys, torch
-from safetensors.torch import load_file, save_file
-*inputs, output = sys.argv[1:]
-load = load_file if inputs[0].endswith(".safetensors") else lambda path: torch.load(path, weights_only=True)["model"]
-total = load(inputs[0])
-for path in inputs[1:]:
-    for name, tensor in load(path).items():
-        total[name] += tensor
-mean = {name: tensor / len(inputs) for name, tensor in total.items()}
-save_file(mean, output) if output.endswith(".safetensors") else torch.save({"model": mean}, output)
-"""
-
-MAKE_SAFETENSORS = """
-import json, struct, sys
-import ml_dtypes, numpy as np
-path, seed, tensors, columns, name = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
-code = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[name]
-dtype = ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)
-shape = (4096, columns)
-values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32) * np.float32(0.02)
-values += np.random.default_rng(seed + 1).standard_normal(shape, dtype=np.float32) * np.float32(0.0005)
-block = values.astype(dtype).tobytes()  # the same for every tensor
-header = {
-    f"layers.{index:03d}.weight": {
-        "dtype": code,
-        "shape": [4096, columns],
-        "data_offsets": [index * len(block), (index + 1) * len(block)],
-    }
-    for index in range(tensors)
-}
-text = json.dumps(header).encode()
-text += b" " * (-len(text) % 8)
-with open(path, "wb") as file:
-    file.write(struct.pack("<Q", len(text)) + text)
-    for _ in range(tensors):
-        file.write(block)
-"""
-
-MAKE_TORCH = """
-import sys, torch
-path, seed, tensors, columns, name = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
-base = torch.randn(4096, columns, generator=torch.Generator().manual_seed(0)) * 0.02
-block = base + torch.randn(4096, columns, generator=torch.Generator().manual_seed(seed + 1)) * 0.0005
-block = block.to(getattr(torch, name))
-model = {f"layers.{index:03d}.weight": block.clone() for index in range(tensors)}
-state = {
-    index: {"step": torch.tensor(1000.0), "exp_avg": tensor.clone(), "exp_avg_sq": tensor.clone()}
-    for index, tensor in enumerate(model.values())
-}
-optimizer = {"state": state, "param_groups": [{"lr": 1e-3, "params": list(state)}]}
-torch.save({"model": model, "optimizer": optimizer, "step": 1000 * (seed + 1)}, path)
-"""
+YARDSTICK = 'out="$1"; shift; find "$@" -type f -exec cat {} + > /dev/null; cp -r "$1" "$out"'
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: what is averaged, and how much of its bytes is weights."""
+    """What is averaged: `megabytes` of weights in each of `members`."""
 
     name: str
-    title: str
-    suffix: str
-    tensors: int
-    bound: str
+    megabytes: int
     dtype: str = "float32"
-    columns: int = 1024
-    """Of each tensor; it has 4096 rows."""
+    kind: str = "safetensors"
+    members: int = 5
+    tensors: int = 64
+    cold: bool = False
+    environment: tuple[tuple[str, str], ...] = ()
+    peers: bool = False
 
+    @property
+    def suffix(self) -> str:
+        """What its checkpoints' names end in."""
+        return {"safetensors": ".safetensors", "torch": ".pt"}.get(self.kind, "")
+
+    @property
+    def data(self) -> str:
+        """Name of its data, which rows may share."""
+        return f"{self.kind}-{self.dtype}-{self.megabytes}MB-{self.tensors}-{self.members}"
+
+
+NUMPY = (("CKPTTOOL_KERNEL", "no"),)
+SIZES = (10, 100, 300, 1000, 2000)
+COUNTS = (2, 5, 20, 100)
+TENSORS = (100, 1_000, 10_000, 100_000, 200_000)
 
 ROWS = (
-    Row("float32", "five 1.1 GB float32 safetensors", ".safetensors", 67, "at most 1.3"),
-    Row("bfloat16", "the same weights in bfloat16", ".safetensors", 67, "at most 2", "bfloat16"),
-    Row("float16", "the same weights in float16", ".safetensors", 67, "at most 2", "float16"),
-    Row("torch", "five .pt, 0.4 GB of weights next to Adam's 0.8 GB", ".pt", 24, "at most 1.5"),
-    Row("small", "five safetensors of 10 MB", ".safetensors", 10, "at most 0.5 s", columns=64),
+    Row("float32", 1100, peers=True),
+    Row("bfloat16", 1100, "bfloat16", peers=True),
+    Row("float16", 1100, "float16"),
+    Row("float32-cold", 1100, cold=True),
+    Row("bfloat16-numpy", 1100, "bfloat16", environment=NUMPY),
+    Row("float16-numpy", 1100, "float16", environment=NUMPY),
+    Row("torch-adam", 400, kind="torch", tensors=24, peers=True),
+    Row("shards", 1100, "bfloat16", "shards", peers=True),
+    Row("dcp", 400, kind="dcp"),
+    Row("small", 10, tensors=10),
+    *(Row(f"size-{size}", size, tensors=max(10, size // 16)) for size in SIZES),
+    *(Row(f"members-{count}", 50, members=count) for count in COUNTS),
+    *(Row(f"tensors-{count}", max(1, count // 4000), tensors=count) for count in TENSORS),
 )
 
 
@@ -119,156 +90,147 @@ class Cost:
     seconds: float
     megabytes: float
     processor: float
-    """Seconds of processor time, its children's included."""
 
 
-def measure(command: Sequence[str]) -> Cost:
-    """Run a command to its end.
+def measure(command: Sequence[str], environment: Sequence[tuple[str, str]] = ()) -> Cost | None:
+    """Run a command to its end; None where it says that it cannot do this.
 
     Raises:
         SystemExit: It failed.
     """
     began = time.perf_counter()
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - began
-    process.returncode = os.waitstatus_to_exitcode(status)
-    process.stderr.close()
+    with subprocess.Popen(
+        command, env={**ENVIRONMENT, **dict(environment)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        errors = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode == NOT_HERE:
+        return None
     if process.returncode:
         raise SystemExit(f"{' '.join(command)[:200]}\nfailed with {process.returncode}: {errors.decode()[-2000:]}")
     scale = 1 if sys.platform == "darwin" else 1024
     return Cost(seconds, usage.ru_maxrss * scale / 1e6, usage.ru_utime + usage.ru_stime)
 
 
-def expand(command: Sequence[str], inputs: Sequence[Path], output: Path) -> list[str]:
-    """A command with the paths in their places."""
-    words: list[str] = []
-    for word in command:
-        words += map(str, inputs) if word == "{inputs}" else [word.replace("{output}", str(output))]
-    return words
+def make(row: Row, directory: Path, python: str) -> list[Path]:
+    """The row's members; those that are not there yet are made, in a process of its own."""
+    numbers = map(str, (row.members, row.megabytes, row.tensors))
+    script = str(HERE / "make_data.py")
+    subprocess.run([python, script, str(directory), row.kind, row.dtype, *numbers], check=True)
+    return sorted(directory.glob(f"checkpoint-*{row.suffix}"), key=lambda path: int(path.stem.split("-")[1]))
 
 
-def make(row: Row, directory: Path) -> list[Path]:
-    """Make a row's members, those that are not there yet."""
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = [directory / f"step{1000 * (index + 1)}{row.suffix}" for index in range(MEMBERS)]
-    for seed, path in enumerate(paths):
-        if path.exists():
-            continue
-        # In a process of its own: what this one holds, a child's peak memory would be charged with.
-        script = MAKE_SAFETENSORS if row.suffix == ".safetensors" else MAKE_TORCH
-        arguments = [str(path), str(seed), str(row.tensors), str(row.columns), row.dtype]
-        subprocess.run([sys.executable, "-c", script, *arguments], check=True)
-    return paths
+def forget(paths: Sequence[Path]) -> None:
+    """Put files out of the page cache."""
+    for path in paths:
+        for file in [path] if path.is_file() else path.rglob("*"):
+            if file.is_file():
+                descriptor = os.open(file, os.O_RDONLY)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(descriptor)
 
 
-def yardstick(row: Row, inputs: Sequence[Path], directory: Path) -> tuple[list[Path], Path]:
-    """Files of exactly the weights' bytes: the inputs themselves, or files of that size if they hold state as well."""
-    if row.suffix == ".safetensors":
-        return list(inputs), inputs[0]
-    files = []
-    for path in inputs:
-        part = directory / f"{path.stem}.weights"
-        if not part.exists():
-            with path.open("rb") as source, part.open("wb") as target:
-                for _ in range(row.tensors):
-                    target.write(source.read(TENSOR_ROWS * row.columns * 4))
-        files.append(part)
-    return files, files[0]
+def remove(path: Path) -> None:
+    """Remove an output."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
-def alternate(commands: dict[str, Callable[[], list[str]]], output: Path, rounds: int) -> dict[str, list[Cost]]:
-    """Run commands in turn, `rounds` times after one for warming up."""
+def run(row: Row, data: Path, rounds: int, peers: str | None) -> dict[str, list[Cost]]:
+    """The costs of every command of a row."""
+    directory = data / row.data
+    inputs = make(row, directory, peers or sys.executable)
+    output = directory / f"out{row.suffix}"
+    files = [path.with_suffix(".weights") for path in inputs] if row.kind == "torch" else inputs
+    yardstick = ["sh", "-c", YARDSTICK + ("; sync" if row.cold else ""), "sh", str(output), *map(str, files)]
+    own = [sys.executable, "-m", "ckpttool", "average", *map(str, inputs), "-o", str(output)]
+    commands = {"cat and cp": yardstick, "ckpttool": own}
+    if peers is not None and row.peers:
+        words = [str(output), *map(str, inputs)]
+        commands.update({name: [peers, str(HERE / "peers.py"), name, *words] for name in PEERS})
     costs: dict[str, list[Cost]] = {name: [] for name in commands}
     for number in range(rounds + 1):
-        for name, build in commands.items():
-            output.unlink(missing_ok=True)
-            if hasattr(os, "sync"):
-                os.sync()  # what the last one left to be written must not be paid by the next
-            cost = measure(build())
-            if number:
+        for name in list(commands):
+            if number > 1 and name in PEERS:
+                continue  # they take long, and their ratios are not close
+            remove(output)
+            os.sync()  # what the last one left to be written must not be paid by the next
+            if row.cold:
+                forget(inputs)
+            cost = measure(commands[name], row.environment)
+            if cost is None:
+                del commands[name], costs[name]
+            elif number:
                 costs[name].append(cost)
-    output.unlink(missing_ok=True)
+    remove(output)
     return costs
 
 
-def supported(row: Row, inputs: Sequence[Path], output: Path) -> str:
-    """Why a row cannot be measured yet; empty if it can."""
-    command = expand(COMMAND, inputs[:2], output)
-    done = subprocess.run(command, env=ENVIRONMENT, check=False, capture_output=True, text=True)
-    output.unlink(missing_ok=True)
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()
-        return f"{row.name}: skipped: {reason[-1] if reason else done.returncode}"
-    return ""
+def cells(row: Row, costs: dict[str, list[Cost]]) -> list[str]:
+    """A line of the table for each command."""
+    plain = costs["cat and cp"]
+    lines = []
+    for name, each in costs.items():
+        ratio = statistics.median(a.seconds / b.seconds for a, b in zip(each, plain, strict=False))
+        seconds = statistics.median(cost.seconds for cost in each)
+        processor = statistics.median(cost.processor for cost in each)
+        memory = max(cost.megabytes for cost in each)
+        lines.append(f"| {row.name} | {name} | {seconds:.2f} | {ratio:.2f} | {processor:.2f} | {memory:,.0f} |")
+    return lines
 
 
-def run_row(row: Row, data: Path, rounds: int, *, peers: bool, keep: bool) -> str:
-    """Make, measure and (unless kept) delete one row's data; the row as Markdown."""
-    directory = data / row.name
-    inputs = make(row, directory)
-    output = directory / f"out{row.suffix}"
-    reason = supported(row, inputs, output)
-    if reason:
-        print(reason, file=sys.stderr)
-        line = f"| {row.title} | skipped | | | | | |"
-    else:
-        files, one = yardstick(row, inputs, directory)
-        shell = 'out="$1"; shift; cat "$@" > /dev/null; cp "$1" "$out"'
-        commands: dict[str, Callable[[], list[str]]] = {
-            "cat and cp": lambda: ["sh", "-c", shell, "sh", str(output), *map(str, [one, *files[1:]])],
-            "ckpttool": lambda: expand(COMMAND, inputs, output),
-        }
-        if peers:
-            commands["naive"] = lambda: [sys.executable, "-c", NAIVE, *map(str, inputs), str(output)]
-        costs = alternate(commands, output, rounds)
-        line = markdown(row, costs)
-    if not keep:
-        shutil.rmtree(directory)
-    return line
+def plot(results: dict[str, dict[str, list[Cost]]], path: Path) -> None:
+    """Time against bytes, and memory against the number of members."""
+    from matplotlib.figure import Figure
 
-
-def markdown(row: Row, costs: dict[str, list[Cost]]) -> str:
-    """A row of the table."""
-    least = {name: min(cost.seconds for cost in each) for name, each in costs.items()}
-    processor = {name: min(cost.processor for cost in each) for name, each in costs.items()}
-    memory = {name: max(cost.megabytes for cost in each) for name, each in costs.items()}
-    ratios = [own.seconds / plain.seconds for own, plain in zip(costs["ckpttool"], costs["cat and cp"], strict=True)]
-    naive = f"{least['naive']:.1f} s, {memory['naive']:,.0f} MB" if "naive" in least else ""
-    return (
-        f"| {row.title} | {least['cat and cp']:.2f} s ({processor['cat and cp']:.2f})"
-        f" | {least['ckpttool']:.2f} s ({processor['ckpttool']:.2f})"
-        f" | {least['ckpttool'] / least['cat and cp']:.2f}, median {statistics.median(ratios):.2f} | {row.bound}"
-        f" | {memory['ckpttool']:.0f} MB | {naive} |"
-    )
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    time_axes, memory_axes = figure.subplots(1, 2)
+    for name, marker in (("ckpttool", "o"), ("cat and cp", "x")):
+        points = [
+            (row.megabytes * row.members / 1000, statistics.median(c.seconds for c in results[row.name][name]))
+            for row in ROWS
+            if row.name.startswith("size-") and row.name in results
+        ]
+        time_axes.plot(*zip(*points, strict=True), marker=marker, label=name)
+    time_axes.set(xlabel="bytes read (GB)", ylabel="seconds", xscale="log", yscale="log")
+    time_axes.legend()
+    points = [
+        (row.members, max(c.megabytes for c in results[row.name]["ckpttool"]))
+        for row in ROWS
+        if row.name.startswith("members-") and row.name in results
+    ]
+    memory_axes.plot(*zip(*points, strict=True), marker="o")
+    memory_axes.set(xlabel="members", ylabel="peak memory (MB)", xscale="log", ylim=(0, None))
+    figure.savefig(path)
 
 
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [row.name for row in ROWS]
     parser.add_argument("--data", type=Path, default=HERE / "data", help="where the data are made")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="+", choices=[row.name for row in ROWS], default=[row.name for row in ROWS])
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--keep", action="store_true", help="keep the data for the next time")
-    parser.add_argument("--peers", action="store_true", help="measure a plain torch loop as well")
+    parser.add_argument("--peers", help="the Python of an environment with what others average with")
+    parser.add_argument("--plot", type=Path, help="draw time against bytes and memory against members (.svg, .png)")
     options = parser.parse_args()
-    lines = [
-        "| averaged | cat and cp | ckpttool | ratio | goal | peak memory | plain torch loop |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        run_row(row, options.data, options.rounds, peers=options.peers, keep=options.keep)
-        for row in ROWS
-        if row.name in options.only
-    ]
-    helped = [measure(HELP) for _ in range(options.rounds)]
-    lines.append(
-        f"| `--help` | | {min(cost.seconds for cost in helped):.2f} s | | |"
-        f" {max(cost.megabytes for cost in helped):.0f} MB | |"
-    )
-    print("\n".join(lines))
+    results = {}
+    print("| averaged | by | seconds | ratio | processor | peak MB |\n|---|---|---|---|---|---|", flush=True)
+    for row in ROWS:
+        if row.name not in options.only:
+            continue
+        results[row.name] = run(row, options.data, options.rounds, options.peers)
+        print("\n".join(cells(row, results[row.name])), flush=True)
+        if not options.keep:
+            shutil.rmtree(options.data / row.data)
+    if options.plot is not None:
+        plot(results, options.plot)
 
 
 if __name__ == "__main__":
