@@ -461,7 +461,7 @@ def test_an_average_too_great_for_the_output_dtype_is_an_error_that_says_what_to
     save_file({"a": torch.tensor([1.0, 1e6])}, tmp_path / "0.safetensors")
     with pytest.raises(NonFiniteError, match="too great for float16") as caught:
         execute(build_plan([tmp_path / "0.safetensors"] * 2, tmp_path / "o.safetensors", dtype="float16"))
-    assert "--dtype" in caught.value.hint
+    assert str(caught.value.hint) == "Choose a greater range: dtype='float32' or dtype='bfloat16'."
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -292,7 +292,7 @@ def test_a_name_that_protocol_two_cannot_say_is_refused() -> None:
         dump(object())
 
 
-# --- Hostile pickles ----------------------------------------------------------------------------------------------
+# --- Malicious pickles ----------------------------------------------------------------------------------------------
 
 
 def call(module: str, name: str, argument: str) -> bytes:
@@ -312,7 +312,7 @@ def deep_key(levels: int) -> bytes:
     return b"\x80\x02}N" + b"\x85" * levels + b"K\x01s."
 
 
-HOSTILE = {
+MALICIOUS = {
     "memo index of four bytes": b"\x80\x02]r\xff\xff\xff\xff.",
     "memo index in text": b"]p4294967295\n.",
     "negative memo index": b"]p-1\n.",
@@ -347,11 +347,11 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", MALICIOUS)
 def test_hostile_pickles_end_in_one_error_after_a_few_calls(name: str) -> None:
     def read_it() -> None:
         with pytest.raises((UnreadableError, EOFError)):
-            load(HOSTILE[name], path="x.pt")
+            load(MALICIOUS[name], path="x.pt")
 
     assert count_calls(read_it) < 5_000
 
@@ -373,7 +373,7 @@ def test_hostile_pickles_end_in_one_error_after_a_few_calls(name: str) -> None:
 def test_what_would_hurt_the_unpickler_never_reaches_it(name: str) -> None:
     """An allocation of gigabytes succeeds on some machines, and hashing cannot be interrupted."""
     with pytest.raises((BadPickleError, EOFError)):
-        check(HOSTILE[name])
+        check(MALICIOUS[name])
 
 
 def test_small_shared_tuples_are_keys_like_any_other() -> None:

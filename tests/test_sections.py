@@ -348,7 +348,7 @@ def test_values_are_plain_small_and_without_training_state():
     assert locate(tree).values == {"metrics.val.0.loss": 0.5, "name": "m"}
 
 
-# --- hostile trees ---------------------------------------------------------------------------------------------
+# --- malicious trees ---------------------------------------------------------------------------------------------
 
 
 def test_a_tree_that_contains_itself_ends():

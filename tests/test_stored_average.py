@@ -759,7 +759,7 @@ def test_runs_next_to_each_other_are_not_averages_of_each_other(tmp_path: Path) 
     assert folder_average(tmp_path) is None
 
 
-# --- Hostile files ----------------------------------------------------------------------------------------------
+# --- Malicious files ----------------------------------------------------------------------------------------------
 
 
 def test_a_module_that_holds_itself_is_refused_in_time(tmp_path: Path) -> None:

@@ -25,8 +25,6 @@ TREES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-
 OTHERS_OPTIONS = {"schedules/config.py", "schedules/peers.py"}
 """Modules whose texts are options of other frameworks."""
 
-PENDING = ("engine", "formats")
-"""Packages some of whose messages still name options."""
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+|(?<![\w-])-[on](?![\w-])")
 
@@ -73,7 +71,7 @@ def test_every_field_of_a_request_is_an_option(name: str) -> None:
     assert option_of(name) in options()
 
 
-@pytest.mark.parametrize("module", [name for name in TREES if not name.startswith(PENDING)])
+@pytest.mark.parametrize("module", list(TREES))
 def test_no_message_of_the_library_names_an_option(module: str) -> None:
     if module in OTHERS_OPTIONS:
         pytest.skip("about other frameworks")
@@ -93,6 +91,8 @@ def test_no_message_of_the_library_names_an_option(module: str) -> None:
         ("plain", "plain", "plain"),
     ],
 )
-def test_a_message_is_said_in_the_words_of_the_one_who_asked(message: str, python: str, typed: str) -> None:
+def test_a_message_names_parameters_in_python_and_options_on_the_command_line(
+    message: str, python: str, typed: str
+) -> None:
     assert str(Message(message)) == python
     assert spoken(Message(message)) == typed

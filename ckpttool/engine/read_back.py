@@ -36,7 +36,7 @@ def read_back(plan: Plan) -> Callable[[Path], None]:
                         f"{plan.output}: {tensor_label(slot.tensor)} does not read back as planned; nothing was kept",
                         path=plan.output,
                         tensor=tensor_label(slot.tensor),
-                        hint="This is a defect of ckpttool. Please report it with the plan (--dry-run --json).",
+                        hint="This is a defect of ckpttool. Please report it, with the plan.",
                     )
 
     return verify

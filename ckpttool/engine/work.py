@@ -26,6 +26,7 @@ from ckpttool.reading.strided import View
 from ckpttool.reading.tiled import PiecedView
 from ckpttool.reading.verification import Verification
 from ckpttool.tensors import ChecksumKind, TensorId
+from ckpttool.text import parameter
 
 __all__ = ["CHUNK_ELEMENTS", "Work", "default_jobs"]
 
@@ -306,12 +307,12 @@ class Work:
                     f"{path}: {tensor.label} holds NaN or infinity ({count:,} of {total:,} values)",
                     path=path,
                     tensor=tensor.label,
-                    hint="Leave this checkpoint out, or let such values pass with --allow-nonfinite.",
+                    hint=f"Leave this checkpoint out, or let such values pass: {parameter('allow_nonfinite', True)}.",
                 )
         return NonFiniteError(
             f"{tensor.label}: an average is too great for {planned.output.dtype}",
             tensor=tensor.label,
-            hint="Choose a dtype with a greater range: --dtype float32, or --dtype bfloat16.",
+            hint=f"Choose a greater range: {parameter('dtype', 'float32')} or {parameter('dtype', 'bfloat16')}.",
         )
 
 

@@ -21,7 +21,7 @@ def is_model_directory(sources: Sequence[Path], snapshot: Snapshot) -> bool:
 
 
 def check_sources(sources: Sequence[Path], snapshot: Snapshot) -> list[Path]:
-    """The inputs, each of which is there. A prefix of the names of a checkpoint's files stands for the first of them.
+    """The inputs, each of which exists. The prefix of the names of a checkpoint's files is replaced by the first file.
 
     Raises:
         UsageError: There are no inputs.
