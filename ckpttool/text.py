@@ -19,7 +19,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import PurePath
 
-__all__ = ["Message", "as_keyword", "distinct_labels", "ending", "first_names", "parameter", "render", "tensor_label"]
+__all__ = [
+    "Message",
+    "as_keyword",
+    "distinct_labels",
+    "ending",
+    "first_names",
+    "parameter",
+    "printable",
+    "render",
+    "tensor_label",
+    "unicode_only",
+]
 
 _SHOWN = 5
 
@@ -83,6 +94,33 @@ def first_names(names: Iterable[str], most: int = _SHOWN) -> str:
     names = list(names)
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+# Control characters, line separators, marks that reverse the direction of text, and halves of surrogate pairs, as which
+# Python decodes the bytes of a file name that are not UTF-8.
+_UNDECODED = "\ud800-\udfff"
+_CONTROL = "\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069"
+_NOT_UNICODE = re.compile(f"[{_UNDECODED}]")
+_NOT_PRINTABLE = re.compile(f"[{_CONTROL}{_UNDECODED}]")
+
+
+def printable(text: str) -> str:
+    r"""A text on one line that a terminal shows and does not obey: names come from files, and may hold anything.
+
+    >>> printable("a\x1b[31m\nb")
+    'a\\x1b[31m\\nb'
+    """
+    return _NOT_PRINTABLE.sub(_escaped, text)
+
+
+def unicode_only(text: str) -> str:
+    r"""A text that every Unicode encoding can hold: bytes of file names that are not UTF-8 as ``\xe9``."""
+    return _NOT_UNICODE.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else found[0].encode("unicode_escape").decode()
 
 
 def ending(text: object, most: int = 80) -> str:

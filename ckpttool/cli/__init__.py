@@ -31,9 +31,12 @@ from typing import Any, NoReturn
 import click
 
 from ckpttool._version import __version__
+from ckpttool.cli._output import ascii_safe
 from ckpttool.cli._signals import exiting_on_signals
+from ckpttool.cli._streams import sound_streams
 from ckpttool.cli._wording import spoken
 from ckpttool.errors import CkpttoolError
+from ckpttool.text import printable
 
 __all__ = ["COMMANDS", "group", "main"]
 
@@ -148,29 +151,30 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(args: Sequence[str] | None) -> int:
-    try:
-        with exiting_on_signals():
-            outcome = group.main(args=args, prog_name="ckpttool", standalone_mode=False)
-            sys.stdout.flush()
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted: nothing was written.", err=True)
-        return INTERRUPTED
-    except (_ReaderLeftError, BrokenPipeError):
-        # Python would complain once more while it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
-    except CkpttoolError as error:
-        if os.environ.get("CKPTTOOL_DEBUG"):
-            traceback.print_exc()
-        _print_error(error)
-        return error.exit_code
-    return outcome if isinstance(outcome, int) else 0
+    with sound_streams():
+        try:
+            with exiting_on_signals():
+                outcome = group.main(args=args, prog_name="ckpttool", standalone_mode=False)
+                sys.stdout.flush()
+        except click.ClickException as error:
+            error.show()
+            return error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("Interrupted: nothing was written.", err=True)
+            return INTERRUPTED
+        except (_ReaderLeftError, BrokenPipeError):
+            return BROKEN_PIPE
+        except CkpttoolError as error:
+            if os.environ.get("CKPTTOOL_DEBUG"):
+                traceback.print_exc()
+            _print_error(error)
+            return error.exit_code
+        return outcome if isinstance(outcome, int) else 0
 
 
 def _print_error(error: CkpttoolError) -> None:
-    click.echo(f"Error: {spoken(error.message)}", err=True)
-    if error.hint:
-        click.echo(f"Hint: {spoken(error.hint)}", err=True)
+    for word, text in (("Error", error.message), ("Hint", error.hint)):
+        if text:
+            click.echo(
+                f"{word}: {ascii_safe(printable(spoken(text)), getattr(sys.stderr, 'encoding', None))}", err=True
+            )

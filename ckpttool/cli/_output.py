@@ -7,13 +7,17 @@ no animation, nothing cut off. `NO_COLOR`, `FORCE_COLOR` and `TERM=dumb` are hon
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from ckpttool.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +66,14 @@ class Output:
 
     def answer(self, text: str) -> None:
         """Print a line of the answer on stdout."""
-        click.echo(ascii_safe(text, getattr(sys.stdout, "encoding", None)))
+        click.echo(ascii_safe(printable(text), getattr(sys.stdout, "encoding", None)))
+
+    def path(self, path: Path) -> None:
+        """Print a path on stdout: byte for byte for programs, with escapes on a terminal."""
+        if self.is_terminal:
+            self.answer(str(path))
+        else:
+            click.echo(os.fsencode(path))
 
     def json(self, document: Mapping[str, Any]) -> None:
         """Print the answer as one JSON document."""
@@ -83,7 +94,7 @@ class Output:
         self._stderr(f"Warning: {text}")
 
     def _stderr(self, text: str) -> None:
-        click.echo(ascii_safe(text, getattr(sys.stderr, "encoding", None)), err=True)
+        click.echo(ascii_safe(printable(text), getattr(sys.stderr, "encoding", None)), err=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False) -> None:
         """Print a table: with lines on a terminal, tab-separated with a header anywhere else. Never cut off.
@@ -93,7 +104,8 @@ class Output:
         stream = sys.stderr if err else sys.stdout
         if not stream.isatty():
             for row in [columns, *rows]:
-                click.echo(ascii_safe("\t".join(row), getattr(stream, "encoding", None)), err=err)
+                line = "\t".join(map(printable, row))
+                click.echo(ascii_safe(line, getattr(stream, "encoding", None)), err=err)
             return
         from rich import box
         from rich.table import Table
@@ -101,7 +113,7 @@ class Output:
         table = Table(box=box.SIMPLE_HEAD if self._draws(stream) else box.ASCII, pad_edge=False, show_edge=False)
         for index, column in enumerate(columns):
             numeric = all(_is_number(row[index]) for row in rows)
-            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+            table.add_column(_plain(column), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(_plain(cell) for cell in row))
         self._console(err=err).print(table)
@@ -167,7 +179,7 @@ class Output:
 def _plain(cell: str) -> Any:
     from rich.text import Text
 
-    return Text(cell)  # never markup: a tensor may be called "[red]"
+    return Text(printable(cell))  # never markup: a tensor may be called "[red]"
 
 
 def _is_number(cell: str) -> bool:

@@ -185,7 +185,7 @@ def print_result(result: Result, out: Output) -> None:
         f"Wrote {format_bytes(result.bytes_written)} in {result.seconds:.2f} s "
         f"(read {format_bytes(result.bytes_read)}, {format_bytes(rate)}/s):"
     )
-    out.answer(str(result.output))
+    out.path(result.output)
 
 
 def _member_rows(plan: Plan, size: Callable[[int], str]) -> list[list[str]]:

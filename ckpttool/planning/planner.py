@@ -17,7 +17,7 @@ from ckpttool.planning.plan import Action, Equality, Member, Plan, PlannedTensor
 from ckpttool.planning.quantized import check_complete, compare_scales
 from ckpttool.planning.request import Operation, OutputDType, OutputForm, Policy, Selected
 from ckpttool.tensors import DTYPES, Artifact, OutputTensor, TensorId, TensorSpec
-from ckpttool.text import distinct_labels, parameter, tensor_label
+from ckpttool.text import distinct_labels, parameter, tensor_label, unicode_only
 
 __all__ = ["assemble", "make_plan", "output_tensor"]
 
@@ -242,7 +242,7 @@ def _provenance(members: Sequence[Member], unit: str, operation: Operation, poli
         "ckpttool": __version__,
         "operation": operation.name,
         "members": [
-            {"name": name, unit: m.step, "coefficient": m.coefficient}
+            {"name": unicode_only(name), unit: m.step, "coefficient": m.coefficient}
             for m, name in zip(members, distinct_labels([m.checkpoint.path for m in members]), strict=True)
         ],
         "dtype": policy.dtype,
