@@ -15,6 +15,7 @@ _listing         the output of ``ema-apply --list``
 _show            the output of ``--show``
 _output          stdout and stderr, on a terminal and elsewhere
 _signals         SIGTERM and SIGHUP
+_streams         standard streams that are closed or full
 _wording         parameters of the library as options
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckpttool.errors import CkpttoolError, UnreadableError, UsageError
+from ckpttool.errors import UsageError
 from ckpttool.formats import first_file
 from ckpttool.operations.records import Selection
 from ckpttool.reading.snapshot import Snapshot
@@ -33,14 +33,9 @@ def check_sources(sources: Sequence[Path], snapshot: Snapshot) -> list[Path]:
         raise UsageError("there is nothing to read", hint="Name a model directory, or checkpoint files.")
     found = []
     for source in sources:
-        try:
-            first = first_file(source, snapshot)
-            if not snapshot.exists(first):
-                raise missing(source, snapshot)
-        except CkpttoolError:
-            raise
-        except OSError as error:
-            raise UnreadableError(f"{source}: cannot be read ({error.strerror})", path=source) from error
+        first = first_file(source, snapshot)
+        if not snapshot.exists(first):
+            raise missing(source, snapshot)
         found.append(first)
     return found
 

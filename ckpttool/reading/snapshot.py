@@ -7,13 +7,52 @@ as one operation: it does not see what changes meanwhile, and files that are rea
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import errno
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from ckpttool.errors import UnreadableError
 from ckpttool.reading.storage import Item, storage_of
 
-__all__ = ["Snapshot"]
+__all__ = ["Snapshot", "StorageError"]
+
+T = TypeVar("T")
+
+_BY_NAME = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT, errno.ENOTDIR})
+"""Errors that the name itself explains."""
+
+
+class StorageError(UnreadableError, OSError):
+    """What the storage refuses: no permission, a disk that is away, a name that is too long."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(
+            f"{path}: cannot be read ({error.strerror})",
+            path=path,
+            hint=None if error.errno in _BY_NAME else "Does it belong to another user, or is its disk away?",
+        )
+        self.errno, self.strerror, self.filename = error.errno, error.strerror, str(path)
+
+
+class _MissingError(StorageError, FileNotFoundError):
+    """There is no such path."""
+
+
+class _NotADirectoryError(StorageError, NotADirectoryError):
+    """It is a file."""
+
+
+def _asked(ask: Callable[[Path], T], path: Path) -> T:
+    """The storage's answer; its errors as ours, which are of the same kinds of OSError."""
+    try:
+        return ask(path)
+    except FileNotFoundError as error:
+        raise _MissingError(path, error) from error
+    except NotADirectoryError as error:
+        raise _NotADirectoryError(path, error) from error
+    except OSError as error:
+        raise StorageError(path, error) from error
 
 
 class Snapshot:
@@ -30,11 +69,12 @@ class Snapshot:
         """What is in a directory, by name, sorted by name.
 
         Raises:
-            OSError: It is missing, not a directory, or may not be listed.
+            StorageError: It is missing (also a FileNotFoundError), not a directory (also a NotADirectoryError), or may
+                not be listed.
         """
         listed = self._directories.get(directory)
         if listed is None:
-            items = sorted(storage_of(directory).list(directory), key=lambda item: item.name)
+            items = sorted(_asked(storage_of(directory).list, directory), key=lambda item: item.name)
             listed = self._directories[directory] = {item.name: item for item in items}
         return listed
 
@@ -46,7 +86,7 @@ class Snapshot:
         """What a path leads to; None where there is no such name.
 
         Raises:
-            OSError: It cannot be told: a directory on the way may not be searched.
+            StorageError: It cannot be told: a directory on the way may not be searched.
         """
         if path not in self._items:
             above = self._directories.get(path.parent)
@@ -54,7 +94,7 @@ class Snapshot:
                 self._items[path] = above.get(path.name)
             else:
                 try:
-                    self._items[path] = storage_of(path).stat(path)
+                    self._items[path] = _asked(storage_of(path).stat, path)
                 except (FileNotFoundError, NotADirectoryError):
                     self._items[path] = None
         return self._items[path]
@@ -84,17 +124,21 @@ class Snapshot:
         """The first bytes of a file, at most `limit`: a head to recognise it by, or a small file as a whole.
 
         Raises:
-            OSError: It cannot be opened or read.
+            StorageError: It cannot be opened or read; also a FileNotFoundError where there is none.
         """
-        file = storage_of(path).open(path)
-        try:
-            buffer = memoryview(bytearray(min(limit, file.nbytes)))
-            done = 0
-            while done < len(buffer):
-                count = file.read_into(buffer[done:], done)
-                if not count:
-                    break
-                done += count
-            return bytes(buffer[:done])
-        finally:
-            file.close()
+        return _asked(lambda asked: _head(asked, limit), path)
+
+
+def _head(path: Path, limit: int) -> bytes:
+    file = storage_of(path).open(path)
+    try:
+        buffer = memoryview(bytearray(min(limit, file.nbytes)))
+        done = 0
+        while done < len(buffer):
+            count = file.read_into(buffer[done:], done)
+            if not count:
+                break
+            done += count
+        return bytes(buffer[:done])
+    finally:
+        file.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -95,8 +96,13 @@ class LocalStorage:
 
     def list(self, directory: Path) -> list[Item]:
         """What is in a directory; see `Storage`."""
+        found = []
         with os.scandir(directory) as entries:
-            return [_item(entry.name, entry.path, is_link=entry.is_symlink()) for entry in entries]
+            for entry in entries:
+                # A trainer that removes its oldest checkpoint may do so while they are listed.
+                with suppress(FileNotFoundError):
+                    found.append(_item(entry.name, entry.path, is_link=entry.is_symlink()))
+        return found
 
     def stat(self, path: Path) -> Item:
         """What a path leads to; see `Storage`."""

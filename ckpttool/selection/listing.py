@@ -41,7 +41,11 @@ def list_directory(directory: Path, snapshot: Snapshot) -> dict[str, tuple[str, 
             path=directory,
         ) from error
     except OSError as error:
-        raise UnreadableError(f"{directory}: cannot be listed ({error.strerror})", path=directory) from error
+        raise UnreadableError(
+            f"{directory}: cannot be listed ({error.strerror})",
+            path=directory,
+            hint="Does it belong to another user, or is its disk away?",
+        ) from error
     return {
         name: _inside(directory / name, snapshot) if item.kind == "directory" else None
         for name, item in items.items()

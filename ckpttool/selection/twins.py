@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 from ckpttool.reading.snapshot import Snapshot
@@ -104,16 +104,25 @@ def _same_samples(first: Path, second: Path) -> bool:
 
     Enough to say what a name that is left out anyway is a copy of, without reading gigabytes for it.
     """
-    with closing(storage_of(first).open(first)) as a, closing(storage_of(second).open(second)) as b:
-        last = max(a.nbytes - _SAMPLE_BYTES, 0)
-        offsets = sorted({last * index // (_SAMPLES - 1) for index in range(_SAMPLES)})
-        return _agree(a, b, offsets, _SAMPLE_BYTES)
+
+    def offsets(nbytes: int) -> Iterable[int]:
+        last = max(nbytes - _SAMPLE_BYTES, 0)
+        return sorted({last * index // (_SAMPLES - 1) for index in range(_SAMPLES)})
+
+    return _equal_at(first, second, offsets, _SAMPLE_BYTES)
 
 
 def _same_bytes(first: Path, second: Path) -> bool:
     """Whether two files of equal size hold the same bytes; the first difference ends it."""
-    with closing(storage_of(first).open(first)) as a, closing(storage_of(second).open(second)) as b:
-        return _agree(a, b, range(0, a.nbytes, _BLOCK), _BLOCK)
+    return _equal_at(first, second, lambda nbytes: range(0, nbytes, _BLOCK), _BLOCK)
+
+
+def _equal_at(first: Path, second: Path, offsets: Callable[[int], Iterable[int]], size: int) -> bool:
+    """Whether two files agree; one that cannot be read is no twin, and is an error where it is selected."""
+    with suppress(OSError), ExitStack() as stack:
+        a, b = (stack.enter_context(closing(storage_of(path).open(path))) for path in (first, second))
+        return _agree(a, b, offsets(a.nbytes), size)
+    return False
 
 
 def _agree(a: RangedFile, b: RangedFile, offsets: Iterable[int], size: int) -> bool:
