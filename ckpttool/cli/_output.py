@@ -70,7 +70,7 @@ class Output:
 
     def path(self, path: Path) -> None:
         """Print a path on stdout: byte for byte for programs, with escapes on a terminal."""
-        if self.is_terminal:
+        if self.is_terminal or not hasattr(sys.stdout, "buffer"):
             self.answer(str(path))
         else:
             click.echo(os.fsencode(path))
