@@ -8,6 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ckpttool.ema import locating, running_means
+from ckpttool.ema.files import find_stored_average
+from ckpttool.formats import container, open_checkpoint
+from ckpttool.operations.stored_ema import list_averages
 from ckpttool.reading.storage import LocalStorage
 from ckpttool.selection import opening
 from ckpttool.selection.discovery import discover, from_paths
@@ -80,7 +84,7 @@ def test_files_whose_contents_order_them_are_opened_once(tmp_path, counted):
 
 def test_what_is_opened_of_a_directory_is_decided_in_one_place(tmp_path):
     """By the library, by a discovery and by a list alike."""
-    from ckpttool.formats import open_checkpoint, weights_file
+    from ckpttool.formats import weights_file
 
     for step in (1, 2):
         path = tmp_path / f"step-{step:06d}" / "lit_model.pth"
@@ -96,7 +100,7 @@ def test_what_is_opened_of_a_directory_is_decided_in_one_place(tmp_path):
 
 def test_a_layout_says_which_file_of_a_directory_holds_the_weights(tmp_path):
     from ckpttool.errors import UnsupportedError
-    from ckpttool.formats import open_checkpoint, weights_file
+    from ckpttool.formats import weights_file
 
     torch.save({"w": torch.ones(4)}, tmp_path / "net.pth")
     (tmp_path / "log.pth").write_text("")
@@ -118,3 +122,52 @@ def test_the_snapshot_lists_through_the_storage(tmp_path, monkeypatch):
     save_huggingface(tmp_path, (100, 200))
     discover(tmp_path).last(2)
     assert len(seen) == len(set(seen)) == 3
+
+
+def save_diffusers(directory):
+    """Weights and their average in directories of their own, as diffusers saves them."""
+    for name, value in (("unet", 1.0), ("unet_ema", 2.0)):
+        (directory / name).mkdir(parents=True)
+        save_file({"w": torch.full((4,), value)}, directory / name / "diffusion_pytorch_model.safetensors")
+        (directory / name / "config.json").write_text("{}")
+    return directory
+
+
+def save_nemo(directory):
+    """Weights and their average in files next to each other, as NeMo saves them."""
+    directory.mkdir()
+    for name, value in (("last.ckpt", 1.0), ("last-EMA.ckpt", 2.0)):
+        torch.save({"state_dict": {"w": torch.full((4,), value)}}, directory / name)
+    return directory / "last.ckpt"
+
+
+@pytest.mark.parametrize("save", [save_diffusers, save_nemo])
+@pytest.mark.parametrize("ask", ["list", "find"])
+def test_a_stored_average_is_found_with_one_look_at_each_directory(tmp_path, counted, save, ask):
+    path = save(tmp_path / "run")
+    listed, _ = counted
+    listed.clear()
+    if ask == "list":
+        (one,) = list_averages([path])
+        found = one.average
+    else:
+        found = find_stored_average(path)
+    assert found.source is not found.checkpoint
+    assert set(listed.values()) == {1}
+
+
+def test_the_tree_of_a_running_mean_is_built_once(tmp_path, monkeypatch):
+    weights = {"w": torch.ones(4)}
+    path = tmp_path / "checkpoint-100.pt"
+    torch.save({"model": weights, "model_avg": weights, "batch_idx_train": 100, "average_period": 50}, path)
+    checkpoint = open_checkpoint(path)
+    built = []
+
+    def counting(checkpoint):
+        built.append(checkpoint.path)
+        return container.tree_of(checkpoint)
+
+    for module in (locating, running_means):
+        monkeypatch.setattr(module, "tree_of", counting)
+    assert running_means.find_running_mean(checkpoint).count == 100
+    assert built == [path]

@@ -7,7 +7,7 @@ weights, the average next to them is found; given the average itself, there is n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -120,13 +120,13 @@ def find_stored_average(
         UnreadableError: A file cannot be read.
     """
     path, snapshot = Path(path), snapshot or Snapshot()
-    names = None if names_from is None else open_checkpoint(weights_file(Path(names_from)))
+    names = None if names_from is None else open_checkpoint(weights_file(Path(names_from), snapshot), snapshot=snapshot)
     pair = folder_average(path, snapshot) if snapshot.is_dir(path) else None
     if pair is not None:
-        return _from_files(pair[0], pair[1], "folders of their own (diffusers)", section, values)
-    file = weights_file(path)
+        return _from_files(pair[0], pair[1], "folders of their own (diffusers)", section, values, snapshot)
+    file = weights_file(path, snapshot)
     try:
-        checkpoint = _open(file, section)
+        checkpoint = _open(file, section, snapshot)
     except UnsupportedError:
         pickled = _pickled(file) if section is None else None
         if pickled is None:
@@ -152,7 +152,7 @@ def find_stored_average(
             hint=f"Name the one you want itself, or say {parameter('slot', others[0][0].name)}.",
         )
     for other, framework in chosen or others:
-        return _from_files(path, other, framework, section, values)
+        return _from_files(path, other, framework, section, values, snapshot)
     raise NotFoundError(
         f"{path}: no moving average in it or next to it{_holds(checkpoint)}",
         path=path,
@@ -166,22 +166,17 @@ def _holds(checkpoint: Checkpoint) -> str:
     return f" (it holds {len(checkpoint.weights):,} tensors {place}: {first_names(checkpoint.weights)})"
 
 
-def _open(path: Path, section: str | None) -> Checkpoint:
+def _open(path: Path, section: str | None, snapshot: Snapshot) -> Checkpoint:
     """Open a checkpoint, also one that holds nothing but a list without names."""
     try:
-        return open_checkpoint(path, section=section)
+        return open_checkpoint(path, section=section, snapshot=snapshot)
     except (UnsupportedError, UsageError):
         if section is not None:
             raise
-        for attempt in _attempts(path):
-            return attempt
+        for key in [key for name, _ in LISTS for key in (name, f"ema.{name}")]:
+            with suppress(CkpttoolError):
+                return open_checkpoint(path, section=key, snapshot=snapshot)
         raise
-
-
-def _attempts(path: Path) -> Iterator[Checkpoint]:
-    for key in [key for name, _ in LISTS for key in (name, f"ema.{name}")]:
-        with suppress(CkpttoolError):
-            yield open_checkpoint(path, section=key)
 
 
 def _pickled(path: Path) -> StoredAverage | None:
@@ -217,10 +212,12 @@ def _itself(checkpoint: Checkpoint, path: Path, trained: Path, framework: str, s
     return already_in_place(checkpoint, checkpoint.weights, Origin(framework, path.name, why))
 
 
-def _from_files(path: Path, other: Path, framework: str, section: str | None, values: Values | None) -> StoredAverage:
+def _from_files(
+    path: Path, other: Path, framework: str, section: str | None, values: Values | None, snapshot: Snapshot
+) -> StoredAverage:
     """An average in a file or directory of its own."""
-    weights = open_checkpoint(weights_file(path), section=section)
-    average = _open(weights_file(other), section)
+    weights = open_checkpoint(weights_file(path, snapshot), section=section, snapshot=snapshot)
+    average = _open(weights_file(other, snapshot), section, snapshot)
     stored = recognise(average, names_from=weights, values=values)
     if stored is not None and stored.source is average and stored.checkpoint is weights:
         return stored  # a list without names, or names without their dots

@@ -20,7 +20,7 @@ from ckpttool.ema.state_dicts import averaged_model, component, ema_pytorch, lit
 from ckpttool.ema.stored_average import Origin, StoredAverage, pair_with_weights
 from ckpttool.errors import UsageError
 from ckpttool.formats.average_keys import LISTS, RUNNING_MEAN, SLOTS, Slot
-from ckpttool.formats.container import KeyPath, at, containers, dotted, tensors_below, tree_of
+from ckpttool.formats.container import KeyPath, at, containers, dotted, path_of, tensors_below, tree_of
 from ckpttool.formats.wrappers import strip_wrappers
 from ckpttool.tensors import Checkpoint
 from ckpttool.text import Message, parameter
@@ -41,6 +41,7 @@ def recognise(
     slot: str | None = None,
     names_from: Checkpoint | None = None,
     values: Values | None = None,
+    tree: Mapping[Any, Any] | None = None,
 ) -> StoredAverage | None:
     """Find the moving average that a checkpoint holds. No weight is read, but for lists that only values align.
 
@@ -49,6 +50,7 @@ def recognise(
         slot: Dotted key path of the average, where a file has several.
         names_from: A checkpoint of the same model that has the names, for averages without.
         values: How tensors are read, for lists that only their values align; None: `ckpttool.reading.values`.
+        tree: What the checkpoint's container holds, where it is known; see `ckpttool.formats.container.tree_of`.
 
     Returns:
         None where there is no average.
@@ -57,7 +59,8 @@ def recognise(
         UsageError: There are several, and `slot` names none of them.
         MismatchError: An average was found, and it does not answer to the weights.
     """
-    candidate = Candidate(checkpoint, tree_of(checkpoint), checkpoint.weights, names_from, values)
+    tree = tree_of(checkpoint) if tree is None else tree
+    candidate = Candidate(checkpoint, tree, checkpoint.weights, names_from, values)
     for rule in (mmengine, lightning, composer, nequip, _own, _stored_map):
         found = rule(candidate)
         if found is not None:
@@ -170,14 +173,10 @@ def _slots(candidate: Candidate, chosen: str | None) -> Iterator[StoredAverage]:
     for where, average in candidate.checkpoint.copies.items():
         if chosen in {None, where} and where.rsplit(".", 1)[-1] not in {key for key, _ in LISTS}:
             names = match_names(average, candidate.weights)
-            place = _path_of(candidate.tree, where)
+            place = path_of(candidate.tree, where)
             if names is not None and place is not None:
                 why = f"{where} holds tensors of the weights' names and shapes, and its name says average"
                 yield pair_by_name(candidate, average, Origin("not one of the table", where, why, (place,)))
-
-
-def _path_of(tree: Any, where: str) -> KeyPath | None:
-    return next((path for path, _ in containers(tree) if dotted(path) == where), None)
 
 
 def _at_slot(candidate: Candidate, path: KeyPath, slot: Slot, drop: tuple[KeyPath, ...]) -> StoredAverage | None:

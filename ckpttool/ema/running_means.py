@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ckpttool.ema.locating import recognise
-from ckpttool.ema.stored_average import StoredAverage
+from ckpttool.ema.stored_average import BATCH_NORM_STATISTICS, StoredAverage
 from ckpttool.errors import MismatchError, UsageError
-from ckpttool.formats.container import KeyPath, at, containers, dotted, tree_of
+from ckpttool.formats.container import at, containers, path_of, tree_of
 from ckpttool.reading.values import read_values
 from ckpttool.tensors import Checkpoint, TensorSpec
 from ckpttool.text import Message, parameter
@@ -27,7 +27,6 @@ __all__ = ["RunningMean", "find_running_mean"]
 _ICEFALL = "model_avg"
 _COUNT = "n_averaged"
 _EXPONENTIAL = re.compile(r"(?:^|[._])ema(?:[._]|$)|^EMA")
-_STATISTICS = ("running_mean", "running_var")
 
 _WITHOUT = (
     f"Without {parameter('window_from_running_mean', True)}, the weights of the checkpoints themselves are averaged."
@@ -67,7 +66,7 @@ class RunningMean:
         """Batch-norm statistics in the average that may have been copied and not averaged."""
         if self.buffers_averaged:
             return ()
-        return tuple(name for name in self.average.averaged if name.endswith(_STATISTICS))
+        return tuple(name for name in self.average.averaged if name.endswith(BATCH_NORM_STATISTICS))
 
     def view(self) -> Checkpoint:
         """The checkpoint with the mean for its weights; what is not in the mean is the trained weight, if any."""
@@ -88,7 +87,7 @@ def find_running_mean(checkpoint: Checkpoint) -> RunningMean:
     tree = tree_of(checkpoint)
     if isinstance(tree.get(_ICEFALL), Mapping) and _number(tree.get("batch_idx_train")) is not None:
         return _icefall(checkpoint, tree)
-    found = _recognised(checkpoint)
+    found = _recognised(checkpoint, tree)
     if found is None:
         lacking = "model_avg, the running mean that icefall stores," if "batch_idx_train" in tree else "a running mean"
         raise MismatchError(
@@ -123,7 +122,7 @@ def _icefall(checkpoint: Checkpoint, tree: Mapping[Any, Any]) -> RunningMean:
             hint=_WITHOUT,
         )
     try:
-        found = recognise(checkpoint, slot=_ICEFALL)
+        found = recognise(checkpoint, slot=_ICEFALL, tree=tree)
     except UsageError:  # nothing is at this slot
         found = None
     if found is None or found.where != _ICEFALL:
@@ -135,9 +134,9 @@ def _icefall(checkpoint: Checkpoint, tree: Mapping[Any, Any]) -> RunningMean:
     return RunningMean(found, stated // period * period, "batches", period, stated, buffers_averaged=True)
 
 
-def _recognised(checkpoint: Checkpoint) -> StoredAverage | None:
+def _recognised(checkpoint: Checkpoint, tree: Mapping[Any, Any]) -> StoredAverage | None:
     try:
-        return recognise(checkpoint)
+        return recognise(checkpoint, tree=tree)
     except UsageError as error:
         error.hint = Message(f"Only of a checkpoint with one average is the running mean known. {_WITHOUT}")
         raise
@@ -179,7 +178,7 @@ def _own_state(tree: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
 
 def _counts(found: StoredAverage, tree: Mapping[Any, Any]) -> Iterator[Any]:
     """Candidates for an average's count, nearest first: in it, next to it, under its prefix, at Lightning's key."""
-    path = _path_of(tree, found.where)
+    path = path_of(tree, found.where)
     if path is not None:
         yield from (at(tree, (*parent, _COUNT)) for parent in (path, path[:-1]))
     weights = found.checkpoint.weights
@@ -189,10 +188,6 @@ def _counts(found: StoredAverage, tree: Mapping[Any, Any]) -> Iterator[Any]:
         yield weights.get(f"{prefix.removesuffix('module.')}{_COUNT}")
     yield weights.get(_COUNT)
     yield at(tree, ("averaging_state", _COUNT))
-
-
-def _path_of(tree: Mapping[Any, Any], where: str) -> KeyPath | None:
-    return next((path for path, _ in containers(tree) if dotted(path) == where), None)
 
 
 def _number(value: Any) -> int | None:

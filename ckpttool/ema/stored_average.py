@@ -17,9 +17,10 @@ from ckpttool.planning.matching import ties
 from ckpttool.tensors import Checkpoint, TensorSpec
 from ckpttool.text import ending, first_names
 
-__all__ = ["Origin", "StoredAverage", "already_in_place", "pair_with_weights"]
+__all__ = ["BATCH_NORM_STATISTICS", "Origin", "StoredAverage", "already_in_place", "pair_with_weights"]
 
-_STATISTICS = ("running_mean", "running_var")
+BATCH_NORM_STATISTICS = ("running_mean", "running_var")
+"""Endings of the names of buffers that batch norm keeps."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class StoredAverage:
     @property
     def statistics(self) -> tuple[str, ...]:
         """Batch-norm statistics of the trained weights, next to averaged parameters."""
-        return tuple(name for name in self.uncovered if name.endswith(_STATISTICS))
+        return tuple(name for name in self.uncovered if name.endswith(BATCH_NORM_STATISTICS))
 
     def weights(self) -> dict[str, TensorSpec]:
         """Every tensor of the output, in order: the average where it covers a weight, else the trained weight."""

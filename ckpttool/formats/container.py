@@ -24,6 +24,7 @@ __all__ = [
     "containers",
     "dotted",
     "is_container",
+    "path_of",
     "tensor_paths",
     "tensors_below",
     "tree_of",
@@ -106,6 +107,11 @@ def walk(node: Any, path: KeyPath = (), seen: set[int] | None = None) -> Iterato
 def containers(node: Any) -> Iterator[tuple[KeyPath, Any]]:
     """The containers among the nodes of `walk`."""
     return ((path, value) for path, value in walk(node) if is_container(value))
+
+
+def path_of(tree: Any, where: str) -> KeyPath | None:
+    """The path of the first container whose dotted path is `where`; None where there is none."""
+    return next((path for path, _ in containers(tree) if dotted(path) == where), None)
 
 
 def tensor_paths(node: Any, source: str, where: str = "") -> dict[str, KeyPath]:

@@ -97,6 +97,7 @@ def plan_ema_apply(
             names_from=names_from,
             policy=policy,
             configured=configured,
+            snapshot=snapshot,
         )
     if slot or names_from:
         raise UsageError(

@@ -255,7 +255,7 @@ def _open(path: Path, step: int, section: str | None, snapshot: Snapshot) -> _Sn
     except NotFoundError:
         found = None
     if found is None or (found.source is not found.checkpoint):
-        opened = open_checkpoint(path, section=section)
+        opened = open_checkpoint(path, section=section, snapshot=snapshot)
         return _Snapshot(replace(opened, copies={}), step, (), renamed=False)
     if found.uncovered and not found.averaged:
         raise MismatchError(f"{path}: the average in it covers nothing", path=path)

@@ -58,7 +58,7 @@ def is_one_checkpoint(path: Path, snapshot: Snapshot) -> bool:
     """Whether a path is one checkpoint: a file, a directory with weights in it, or with weights and their average."""
     if not snapshot.is_dir(path):
         return snapshot.exists(path)
-    return weights_file(path) != path or folder_average(path, snapshot) is not None
+    return weights_file(path, snapshot) != path or folder_average(path, snapshot) is not None
 
 
 def describe_average(found: StoredAverage) -> str:
@@ -76,6 +76,7 @@ def plan_stored_ema(
     names_from: Path | None = None,
     policy: Policy = Policy(),
     configured: AveragingConfig | None = None,
+    snapshot: Snapshot | None = None,
 ) -> Planned[StoredAverage]:
     """Plan the output that has a checkpoint's stored average for its weights. Nothing is written.
 
@@ -87,16 +88,18 @@ def plan_stored_ema(
         names_from: A checkpoint with the names that the average lacks.
         policy: Element type, and what may be overwritten or pass.
         configured: What the run's configuration says of the weights, which may be an average without saying it.
+        snapshot: What is seen of the storage.
 
     Raises:
         CkpttoolError: There is no average, or it cannot be applied; see `ckpttool.errors`.
     """
+    snapshot = snapshot or Snapshot()
     try:
-        found = find_stored_average(source, section=section, slot=slot, names_from=names_from)
+        found = find_stored_average(source, section=section, slot=slot, names_from=names_from, snapshot=snapshot)
     except NotFoundError:
         if configured is None or configured.moving_average_decay is None:
             raise
-        found = _as_configured(source, section, configured)
+        found = _as_configured(source, section, configured, snapshot)
     if output is None:
         example = f"{source.name.split('.')[0]}-ema.safetensors"
         raise UsageError(
@@ -107,9 +110,9 @@ def plan_stored_ema(
     return Planned((PlannedOutput(make_stored_plan(found, output, policy), found),))
 
 
-def _as_configured(source: Path, section: str | None, configured: AveragingConfig) -> StoredAverage:
+def _as_configured(source: Path, section: str | None, configured: AveragingConfig, snapshot: Snapshot) -> StoredAverage:
     """A checkpoint whose weights are the average, which only the run's configuration says."""
-    checkpoint = open_checkpoint(weights_file(source), section=section)
+    checkpoint = open_checkpoint(weights_file(source, snapshot), section=section, snapshot=snapshot)
     why = (
         f"{configured.path.name} has moving_average_decay {configured.moving_average_decay:g}, with which OpenNMT-tf "
         "saves the average in the weights' place"

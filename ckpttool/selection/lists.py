@@ -46,10 +46,10 @@ def from_paths(
     """
     snapshot = snapshot or Snapshot()
     opener = Opener(snapshot, section, keeps_all=True)
-    files = [first_file(Path(path), snapshot) for path in paths]
+    given = [first_file(Path(path), snapshot) for path in paths]
     entries = [
         Entry(path, opener, order=index, listed=True, label=label)
-        for index, (path, label) in enumerate(zip(files, distinct_labels(files), strict=True))
+        for index, (path, label) in enumerate(zip(given, distinct_labels(given), strict=True))
     ]
     _check_each(entries, opener.snapshot)
     for entry in entries:
