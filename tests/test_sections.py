@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ckpttool.errors import UnreadableError, UnsupportedError, UsageError
+from ckpttool.formats import container
 from ckpttool.formats.sections import StatePart, locate
 from ckpttool.tensors import DTYPES, Extent, TensorSpec
 
@@ -362,7 +363,8 @@ def test_a_tree_that_contains_itself_ends():
         locate({"model": knot})
 
 
-def test_shared_containers_do_not_multiply():
+def test_shared_containers_do_not_multiply(monkeypatch):
+    monkeypatch.setattr(container, "MAX_NODES", 10_000)
     bomb = [0]
     for _ in range(60):
         bomb = [bomb, bomb]
