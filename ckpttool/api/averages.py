@@ -122,7 +122,8 @@ def average(
         max_shard_size: Split the weights of a directory anew, into files of at most so many bytes ("5GB").
         force: Replace an existing output.
         jobs: Number of threads; None: one a core, up to 4.
-        dry_run: Return the plan. No weight is read, and nothing is written.
+        dry_run: Return the plan. No weight is read, and nothing is written. What the call itself would refuse is an
+            error here, too, also an output that exists.
         on_progress: Is given the number of bytes read since it was called last, in the calling thread.
 
     Returns:

@@ -72,6 +72,9 @@ def plan_ema_apply(
     check_output_name(output)
     configured = None if config is None else read_averaging_config(config, snapshot)
     if profiles or segment is not None or are_snapshots(sources, snapshot):
+        for name, value in (("slot", slot), ("names_from", names_from), ("unit", unit)):
+            if value is not None:
+                raise UsageError(f"{parameter(name)} has no effect on snapshots of averages", hint="Leave it out.")
         return plan_posthoc_ema(
             sources,
             output,
@@ -82,6 +85,11 @@ def plan_ema_apply(
             selection=selection,
             policy=policy,
             snapshot=snapshot,
+        )
+    if update_every is not None:
+        raise UsageError(
+            f"{parameter('update_every')} is about snapshots of averages, and nothing says that these are some",
+            hint=f"Leave it out, or say with {parameter('stored_profile')} what they are averages of.",
         )
     if len(sources) == 1 and is_one_checkpoint(sources[0], snapshot):
         if lengths or unit or not warmup:

@@ -80,8 +80,12 @@ def output_names(
     If no output is said, each length has a folder of its own in the model directory.
 
     Raises:
-        UsageError: Several lengths would be written to one output, a placeholder has no number, or there is no name.
+        UsageError: A length is asked for twice, several would be written to one output, a placeholder has no number, or
+            there is no name.
     """
+    repeated = next((one for index, one in enumerate(wanted) if one in wanted[:index]), None)
+    if repeated is not None:
+        raise UsageError(f"a length is asked for twice: {repeated}", hint="Leave one of the two out.")
     if output is None:
         return [
             default_output(sources, None, folder_name(FOLDER, selection, *_told_apart(one)), snapshot) for one in wanted
