@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from fractions import Fraction
 from types import MappingProxyType
@@ -183,10 +183,3 @@ class Planned(Generic[Facts]):
     def plans(self) -> tuple[Plan, ...]:
         """The plans, in the order of the outputs."""
         return tuple(output.plan for output in self.outputs)
-
-    def with_notes(self, notes: Sequence[str]) -> Planned[Facts]:
-        """The same with more notes in front of those of each plan."""
-        outputs = (
-            replace(output, plan=replace(output.plan, notes=(*notes, *output.plan.notes))) for output in self.outputs
-        )
-        return replace(self, outputs=tuple(outputs))

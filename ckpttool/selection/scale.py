@@ -98,11 +98,6 @@ class _Run:
         )
         return Scaled(entries, tuple(notes), tuple(warnings))
 
-    @property
-    def called(self) -> str:
-        """What the number in a name is called in a sentence."""
-        return {"number": "number"}.get(self.unit, self.unit)
-
 
 def _readable(entries: Iterable[Entry]) -> tuple[Entry, Facts] | None:
     """The first of a few that can be opened. What cannot is an error when it is selected, not before."""
@@ -141,19 +136,19 @@ def _by_content(run: _Run) -> Scaled:
     steps = [entry.facts().step for entry in reversed(run.entries)][::-1]
     without = next((entry.name for entry, step in zip(run.entries, steps, strict=True) if step is None), None)
     if without is not None:
-        note = f"the {run.called} in the name counts: {without} does not state its step"
+        note = f"the {run.unit} in the name counts: {without} does not state its step"
         return run.by_name(run.unit, [note])
     inside = [step for step in steps if step is not None]
     odd = next((index for index, (a, b) in enumerate(pairwise(inside)) if a >= b), None)
     if odd is not None:
         said = " and ".join(f"{run.entries[index].name} says {inside[index]}" for index in (odd, odd + 1))
-        warning = f"the steps inside do not rise with the names ({said}); the {run.called} in the name counts"
+        warning = f"the steps inside do not rise with the names ({said}); the {run.unit} in the name counts"
         return run.by_name(run.unit, warnings=[warning])
     small = next((i for i, (e, step) in enumerate(zip(run.entries, inside, strict=True)) if step < run.number(e)), None)
     if small is not None and run.unit != "date":
         warning = (
             f"{run.entries[small].name}: its name says {run.number(run.entries[small])}, its content step "
-            f"{inside[small]}: at least one of them is not a number of steps; the {run.called} in the name counts"
+            f"{inside[small]}: at least one of them is not a number of steps; the {run.unit} in the name counts"
         )
         return run.by_name(run.unit, warnings=[warning])
     entries = tuple(
