@@ -75,6 +75,7 @@ STEP_PATHS: tuple[KeyPath, ...] = (
     ("state", "timestamp", "Timestamp", "batch"),  # Composer
     ("state", "timestamp", "batch"),
     ("updates",),
+    ("update",),  # F5-TTS
     ("iters",),  # StyleTTS2
 )
 """Where the number of updates is stored, best first. Exact paths, so that an optimizer's own counters are not taken."""

@@ -8,12 +8,12 @@ here.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ckpttool.errors import UnsupportedError, UsageError
-from ckpttool.formats.average_keys import COPY_KEYS
+from ckpttool.formats.average_keys import COPY_KEYS, COUNTERS
 from ckpttool.formats.container import KeyPath, at, children, dotted, is_container, tensor_paths, walk
 from ckpttool.formats.section_names import (
     JOINED_SECTIONS,
@@ -85,6 +85,13 @@ def _has_tensors(node: Any) -> bool:
     return any(isinstance(value, TensorSpec) for _, value in walk(node))
 
 
+def _mappings(value: Any) -> Iterator[Mapping[Any, Any]]:
+    """A value and what is in it, as far as these are mappings: one state, a list of states, or states by name."""
+    for node in (value, *(inner for _, inner in walk(value))):
+        if isinstance(node, Mapping):
+            yield node
+
+
 # --- Training state, step, values ------------------------------------------------------------------------------
 
 
@@ -94,14 +101,12 @@ def _is_state(key: str, value: Any) -> bool:
         return False
     nested = is_container(value)
     if OPTIMIZER_KEYS.fullmatch(key):
-        parts = value if isinstance(value, (list, tuple)) else [value]
-        if any(isinstance(part, Mapping) and "param_groups" in part for part in parts) or _has_tensors(value):
+        if any("param_groups" in part for part in _mappings(value)) or _has_tensors(value):
             return True
         # A pickled optimizer object; but "opt" is what many call their options.
         return not nested and not key.endswith(("opt", "opts"))
     if SCHEDULER_KEYS.fullmatch(key) and not COPY_KEYS.search(key):
-        parts = value if isinstance(value, (list, tuple)) else [value]
-        keyed = any(isinstance(part, Mapping) and SCHEDULER_ENTRIES & set(part) for part in parts)
+        keyed = any(not SCHEDULER_ENTRIES.isdisjoint(part) for part in _mappings(value))
         return keyed or key.endswith(("_state", "_state_dict")) or (nested and _has_tensors(value))
     return False
 
@@ -343,7 +348,8 @@ def _find_copies(
                     left[spec.shape] -= 1
                     fitting += 1
             fitting = fitting if fitting == len(specs) else 0
-        if 2 * fitting > len(specs):
+        counted = sum(name.rpartition(".")[2] not in COUNTERS for name in specs)
+        if fitting and 2 * fitting > counted:
             copies[dotted(path)] = names
             taken.append(path)
     return copies

@@ -31,6 +31,7 @@ _HF_AUXILIARY = (
     "*.py",
     "README.md",
     "LICENSE*",
+    "policy_*processor_*.safetensors",  # LeRobot's normalisation
 )
 _HF_STATE = (
     "optimizer.*",
@@ -137,7 +138,7 @@ LAYOUTS: tuple[Layout, ...] = (
         markers=(".metadata", "mp_rank_*"),
         aliases=(Rule(r"release", Reason.RELEASED),),
         auxiliary=("latest_checkpointed_iteration.txt", "common.pt", "metadata.json"),
-        state=("distrib_optim.pt", "*/distrib_optim.pt"),
+        state=("distrib_optim.pt", "*/distrib_optim.pt", "train_state.pt"),
     ),
     Layout(
         "deepspeed",

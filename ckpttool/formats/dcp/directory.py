@@ -152,7 +152,7 @@ def _read(path: Path, root: str, section: str | None, snapshot: Snapshot) -> Che
         values=located.values,
         provenance=_provenance(path, snapshot),
         files=(metadata.path, *(path / root / name for name in files)),
-        state=tuple(dotted(part.path) for part in located.state if part.path in inside),
+        state=(*(dotted(part.path) for part in located.state if part.path in inside), *auxiliary.state),
         left_out=auxiliary.left_out,
         notes=tuple(notes),
         container=Directory((), auxiliary.files, _Container(root, metadata, flat.places, located)),
