@@ -94,6 +94,7 @@ UNFINISHED = Rule(
     Reason.HALF_WRITTEN,
 )
 COMMON_IGNORED: tuple[Rule, ...] = (
+    Rule(r".+[._-]state", Reason.STATE),  # Kohya's and accelerate's directories
     Rule(
         r"(?:.*[._-])?(?:optim|optimizer|scheduler|lr_scheduler|scaler|rng_state|random_states|rng|training_args"
         r"|trainer_state|training-state|optim_states?|optimizer_states?|trainer)(?:[._-].*)?",

@@ -46,6 +46,7 @@ class Discovery:
         notes: Sentences that a user should read.
         warnings: Sentences that a user must read.
         checked: Whether every entry has been looked into, so that none is an earlier average.
+        contradicted: Whether a warning says that the contents state other steps than the names.
     """
 
     directory: Path | None
@@ -56,6 +57,7 @@ class Discovery:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     checked: bool = field(default=False, compare=False)
+    contradicted: bool = field(default=False, compare=False)
 
     # --- what there is
 
@@ -342,7 +344,7 @@ class Discovery:
             if facts.is_average and self.directory is not None:
                 skipped.append(Ignored.because(entry.path, Reason.SAYS_AVERAGE))
                 continue
-            if entry.where_step == "name":
+            if entry.where_step == "name" and not self.contradicted:
                 warnings += _contradiction(entry, facts)
             kept.append(entry)
         if not kept:

@@ -63,6 +63,17 @@ def _left_out(name: str, code: Reason, **facts: object) -> LeftOut:
     return LeftOut(name, code, code.say(**facts))
 
 
+def _is_partial(found: Classified, listing: Listing) -> bool:
+    """Whether a row reads a part of a series only: a number of fixed width that is not padded, or has outgrown it.
+
+    Of ``model_50000.pt`` and ``model_100000.pt``, the pattern ``model_[0-9]{6}.pt`` fits the second by chance.
+    """
+    is_directory = found.layout.kind == "directory"
+    templates = {template_of(name) for name in found.entries}
+    left = (name for name in found.unexplained if (listing[name] is not None) == is_directory)
+    return any(template_of(name) in templates for name in left)
+
+
 @dataclass(frozen=True)
 class Classified:
     """Every name of a directory, as one layout sees it.
@@ -92,6 +103,8 @@ class Classified:
 
     def unknown(self, name: str) -> LeftOut:
         """That a name fits nothing."""
+        if self.layout.name == "generic":
+            return _left_out(name, Reason.NOT_OF_THE_SERIES)
         return _left_out(name, Reason.UNKNOWN_NAME, layout=self.layout.name)
 
     def joined(self, other: Classified) -> Classified:
@@ -203,6 +216,9 @@ def classify(layout: Layout, listing: Listing, believed: frozenset[str] = frozen
 # --- Directories that no row knows -----------------------------------------------------------------------------
 
 
+_MODELS = tuple(glob for glob in WEIGHT_FILES if glob.endswith((".safetensors", ".bin")))
+
+
 def _generic(listing: Listing, believed: frozenset[str] = frozenset()) -> list[Classified]:
     """The numbered series of names in a directory, longest first: names that differ in numbers only."""
     base = classify(Layout("generic", ()), listing, believed)
@@ -213,7 +229,8 @@ def _generic(listing: Listing, believed: frozenset[str] = frozenset()) -> list[C
         layout = Layout("generic", (), "directory" if is_directory else "file", weights=WEIGHT_FILES)
         for template, series in series_of(names).items():
             entries = read_series(series)
-            if not entries:
+            # One numbered file next to a model is a part of it: a normaliser, an adapter of its own.
+            if not entries or (len(entries) == 1 and not is_directory and _has_any(tuple(listing), _MODELS)):
                 continue
             others = tuple(name for name in base.unexplained if name not in entries)
             why = f"no framework's pattern fits; {len(entries)} names follow {template}"
@@ -277,6 +294,8 @@ def detect(
         raise UsageError(f"no layout is called {layout!r}", hint=f"Known layouts: {', '.join([*names, 'generic'])}.")
     rows = [row for row in LAYOUTS if layout in {None, row.name}]
     found = [each for each in (classify(row, listing, believed) for row in rows) if each.entries]
+    if layout is None:
+        found = [each for each in found if not _is_partial(each, listing)]
     generic = _generic(listing, believed) if layout in {None, "generic"} else []
     if layout is None and found:
         # A lone name that happens to fit a row must not hide a longer series.

@@ -24,7 +24,7 @@ from ckpttool.selection.detection import Classified, Listing, classify, detect
 from ckpttool.selection.families import parting, question, told
 from ckpttool.selection.listing import list_directory
 from ckpttool.selection.lists import from_paths
-from ckpttool.selection.names import Named
+from ckpttool.selection.names import Named, template_of
 from ckpttool.selection.opening import Entry, Ignored, Opener
 from ckpttool.selection.scale import on_one_scale
 from ckpttool.selection.twins import Originals, without_links
@@ -132,6 +132,7 @@ def _discover(directory: Path, asked: _Request, snapshot: Snapshot) -> Discovery
         tuple(sorted(skipped, key=lambda each: each.path.name)),
         tuple(notes),
         scaled.warnings,
+        contradicted=scaled.contradicted,
     )
 
 
@@ -226,6 +227,7 @@ def _ask_for_subdirectory(directory: Path, listing: Listing, snapshot: Snapshot,
         known: Whether only those count that a framework's row knows, one level down; else any, up to three levels.
     """
     inside: list[str] = []
+    alone: list[str] = []  # directories that are one checkpoint each
     level = sorted(name for name, inner in listing.items() if inner and not name.startswith("."))[:100]
     for _ in range(1 if known else 3):
         deeper: list[str] = []
@@ -237,10 +239,15 @@ def _ask_for_subdirectory(directory: Path, listing: Listing, snapshot: Snapshot,
                 if not known or found.layout.name != "generic":
                     inside.append(f"{name} ({count} checkpoint{'s' * (count != 1)})")
             except CkpttoolError:
+                if not known and _is_one_checkpoint(directory / name, snapshot):
+                    alone.append(name)
+                    continue
                 deeper += [f"{name}/{child}" for child, inner in sorted(below.items()) if inner and child[:1] != "."]
         level = deeper[:200]
-        if inside:
+        if inside or alone:
             break
+    if len(alone) > 1 and not inside:
+        raise _each_alone(directory, alone)
     if inside:
         first = inside[0].rpartition(" (")[0]
         raise UsageError(
@@ -248,6 +255,28 @@ def _ask_for_subdirectory(directory: Path, listing: Listing, snapshot: Snapshot,
             hint=f"Name the one that is meant, for instance {directory / first}.",
             path=directory,
         )
+
+
+def _is_one_checkpoint(directory: Path, snapshot: Snapshot) -> bool:
+    """Whether a directory can be opened as a checkpoint: of an unfinished one, only some files are there."""
+    if format_of_directory(directory, snapshot) is None:
+        return False
+    try:
+        _ = Entry(directory, Opener(snapshot)).checkpoint
+    except CkpttoolError:
+        return False
+    return True
+
+
+def _each_alone(directory: Path, names: Sequence[str]) -> UsageError:
+    """That the checkpoints are further down, each in a directory of its own, and how to list them."""
+    globs = {template_of(name).replace("#", "[0-9]*") for name in names if template_of(name) != name}
+    listed = directory / globs.pop() if len(globs) == 1 else f"{directory / names[0]} {directory / names[1]}"
+    return UsageError(
+        f"{directory}: the checkpoints are further down, each in a directory of its own: {first_names(names, 6)}",
+        hint=f"List them, and name an output: {listed}.",
+        path=directory,
+    )
 
 
 def _refuse_equal_steps(directory: Path, entries: Sequence[Entry], *, mixed: bool) -> None:

@@ -34,6 +34,8 @@ class Scaled:
     entries: tuple[Entry, ...]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    contradicted: bool = False
+    """Whether a warning says that the contents state other steps than the names."""
 
 
 def on_one_scale(
@@ -127,7 +129,7 @@ def _step_against_step(run: _Run, ends: Sequence[tuple[Entry, Facts]]) -> Scaled
         f"{entry.name}: its name says step {run.number(entry)}, its content step {facts.step}; the steps in the names "
         "count"
     )
-    return run.by_name("step", warnings=[warning])
+    return replace(run.by_name("step", warnings=[warning]), contradicted=True)
 
 
 def _by_content(run: _Run) -> Scaled:
