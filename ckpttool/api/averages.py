@@ -375,7 +375,10 @@ def list_averages(
 
 
 def _paths(source: Source | Sequence[Source]) -> list[Path]:
-    return [Path(source)] if isinstance(source, (str, os.PathLike)) else [Path(path) for path in source]
+    given = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    if "" in given:
+        raise UsageError("a path is empty", hint="Name a model directory, or checkpoint files.")
+    return [Path(path) for path in given]
 
 
 def _output(output: Source | None) -> str | None:

@@ -36,7 +36,7 @@ from ckpttool.cli._output import ascii_safe
 from ckpttool.cli._signals import exiting_on_signals
 from ckpttool.cli._streams import sound_streams
 from ckpttool.cli._wording import spoken
-from ckpttool.errors import CkpttoolError
+from ckpttool.errors import CkpttoolError, NotFoundError
 from ckpttool.text import printable
 
 __all__ = ["COMMANDS", "group", "main"]
@@ -170,7 +170,20 @@ def _run(args: Sequence[str] | None) -> int:
                 traceback.print_exc()
             _print_error(error)
             return error.exit_code
+        except FileNotFoundError:
+            if _has_working_directory():
+                raise
+            _print_error(NotFoundError("the current directory was removed", hint="Change to another one."))
+            return NotFoundError.exit_code
         return outcome if isinstance(outcome, int) else 0
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _print_error(error: CkpttoolError) -> None:

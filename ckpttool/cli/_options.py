@@ -65,11 +65,21 @@ diagnostics_options: Decorator = _grouped(
     },
 )
 
+
+class _CheckpointPath(click.Path):
+    """A path that is not empty: an empty one is the current directory for `Path`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("a path is empty. Is a variable of the shell unset?", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 checkpoints_argument: Decorator = click.argument(
     "checkpoints",
     nargs=-1,
     required=True,
-    type=click.Path(path_type=Path, readable=False),  # what cannot be read has an exit code of its own
+    type=_CheckpointPath(path_type=Path, readable=False),  # what cannot be read has an exit code of its own
     metavar="CHECKPOINT...",
 )
 

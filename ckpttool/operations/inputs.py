@@ -154,6 +154,12 @@ def _chosen(found: Discovery, selection: Selection, count: int | None, take_all:
     if selection.last is not None:
         return found
     if count is not None:
+        if len(found.entries) < count:
+            raise NotFoundError(
+                f"{found.directory}: {parameter('weights')} has {count} numbers, and there are {found.describe()}",
+                hint="Give one for each, the oldest first.",
+                path=found.directory,
+            )
         return found.last(count)
     return found.open() if take_all else found.last_default()
 
