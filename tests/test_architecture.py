@@ -201,6 +201,15 @@ print(*sys.modules)
     assert set(run_python(code).split()) & set(HEAVY) == set()
 
 
+def test_the_help_of_the_group_loads_little_more_than_click() -> None:
+    shown = "import contextlib, io; from ckpttool.cli import main\nwith contextlib.suppress(SystemExit), "
+    shown += "contextlib.redirect_stdout(io.StringIO()): main(['--help'])\n"
+    loaded = set(run_python(f"{shown}import sys; print(*sys.modules)").split())
+    loaded -= set(run_python("import click, sys; print(*sys.modules)").split())
+    assert "ckpttool.cli" in loaded
+    assert loaded & {"json", "pathlib", "dataclasses", "shlex", "rich", "yaml", "ckpttool.cli._output"} == set()
+
+
 def test_an_average_loads_only_what_it_needs(tmp_path: Path) -> None:
     """No module of another operation, and no parser of files that are not there."""
     for step in (1, 2):

@@ -32,7 +32,6 @@ from typing import Any, NoReturn
 import click
 
 from ckpttool._version import __version__
-from ckpttool.cli._output import ascii_safe
 from ckpttool.cli._signals import exiting_on_signals
 from ckpttool.cli._streams import sound_streams
 from ckpttool.cli._wording import spoken
@@ -187,6 +186,8 @@ def _has_working_directory() -> bool:
 
 
 def _print_error(error: CkpttoolError) -> None:
+    from ckpttool.cli._output import ascii_safe
+
     for word, text in (("Error", error.message), ("Hint", error.hint)):
         if text:
             click.echo(

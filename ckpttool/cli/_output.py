@@ -6,13 +6,11 @@ no animation, nothing cut off. `NO_COLOR`, `FORCE_COLOR` and `TERM=dumb` are hon
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,6 +18,8 @@ import click
 from ckpttool.text import printable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
 __all__ = ["Output", "ascii_safe", "format_bytes", "format_count"]
@@ -77,6 +77,8 @@ class Output:
 
     def json(self, document: Mapping[str, Any]) -> None:
         """Print the answer as one JSON document."""
+        import json
+
         click.echo(json.dumps(document, indent=2, ensure_ascii=True, allow_nan=False))
 
     def say(self, text: str) -> None:
