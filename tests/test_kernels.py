@@ -18,7 +18,7 @@ from ckpttool.cli import group
 from ckpttool.engine import kernels
 from ckpttool.engine.kernels import compiled
 from ckpttool.engine.kernels.numpy_kernel import NumpyKernel
-from ckpttool.errors import CkpttoolError, UsageError
+from ckpttool.errors import UsageError
 from ckpttool.reading.dtypes import numpy_dtype
 
 ROOT = Path(__file__).parent.parent
@@ -199,7 +199,7 @@ def test_a_kernel_that_is_insisted_on_and_missing_is_an_error(monkeypatch):
     kernels._chosen.cache_clear()
     try:
         monkeypatch.setenv(kernels.VARIABLE, "yes")
-        with pytest.raises(CkpttoolError, match="not installed"):
+        with pytest.raises(UsageError, match="not installed"):
             kernels.active()
         monkeypatch.setenv(kernels.VARIABLE, "auto")
         assert kernels.active().name == "numpy"

@@ -19,7 +19,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpttool.errors import CkpttoolError, UsageError
+from ckpttool.errors import UsageError
 
 __all__ = ["VARIABLE", "Kernel", "active", "available"]
 
@@ -75,8 +75,7 @@ def active() -> Kernel:
     """The kernel that is used.
 
     Raises:
-        UsageError: CKPTTOOL_KERNEL has a value that it cannot have.
-        CkpttoolError: It insists on the compiled kernel, which is not there.
+        UsageError: CKPTTOOL_KERNEL asks for the compiled kernel, which is not there, or is none of its three words.
     """
     return _chosen(os.environ.get(VARIABLE, "auto"))
 
@@ -91,7 +90,7 @@ def _chosen(wish: str) -> Kernel:
     if wish != "yes":
         raise UsageError(f"{VARIABLE}={wish}: is none of auto, yes, no", hint="Unset it for the fastest kernel.")
     if len(kernels) == 1:
-        raise CkpttoolError(
+        raise UsageError(
             f"{VARIABLE}=yes: the compiled kernel is not installed",
             hint="Install ckpttool where a C compiler is, or unset the variable to compute with numpy.",
         )
