@@ -338,6 +338,20 @@ def test_temporary_names_are_left_out_and_links_to_nothing_are_not_there(run):
     assert len(found) == 10
 
 
+def test_a_numbered_link_to_nothing_is_left_out_and_said(run):
+    (run / "model_step_1100.pt").symlink_to("moved/model_step_1100.pt")
+    found = discover(run)
+    assert reasons(found)["model_step_1100.pt"] == "a symbolic link that leads nowhere"
+    assert len(found) == 10
+
+
+def test_a_directory_of_broken_links_is_not_called_empty(tmp_path):
+    for step in (1, 2):
+        (tmp_path / f"model_{step}.pt").symlink_to("nowhere")
+    with pytest.raises(NotFoundError, match=r"links that lead nowhere or pipes: model_1\.pt, model_2\.pt"):
+        discover(tmp_path)
+
+
 def test_a_typo_in_a_path_is_answered_with_the_name_that_is_there(run):
     for ask in (discover, lambda path: from_paths([path, run])):
         with pytest.raises(NotFoundError, match="no such file or directory") as caught:

@@ -12,7 +12,7 @@ import torch
 from commands import Ran
 
 from ckpttool.reading.snapshot import Snapshot
-from ckpttool.reading.storage import LocalStorage, RangedFile, storage_of
+from ckpttool.reading.storage import Item, LocalStorage, RangedFile, storage_of
 
 
 def test_a_directory_is_listed_once_and_its_names_are_examined_with_it(
@@ -136,3 +136,22 @@ def test_an_unreadable_copy_next_to_the_checkpoints_is_no_matter(
 
     monkeypatch.setattr(LocalStorage, "open", opening)
     assert run("average", tmp_path, "-o", tmp_path / "out.pt").exit_code == 0
+
+
+def test_a_checkpoint_that_is_removed_before_it_is_opened_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Ran]
+) -> None:
+    for step in (1, 2):
+        torch.save({"w": torch.full((2,), float(step))}, tmp_path / f"model_{step}.pt")
+    real = LocalStorage.list
+
+    def listing(self: LocalStorage, directory: Path) -> list[Item]:
+        items = real(self, directory)
+        (tmp_path / "model_1.pt").unlink(missing_ok=True)
+        return items
+
+    monkeypatch.setattr(LocalStorage, "list", listing)
+    ran = run("average", tmp_path, "-o", tmp_path / "out.pt")
+    assert ran.exit_code == 6
+    assert f"{tmp_path / 'model_1.pt'}: cannot be read (No such file or directory)" in ran.stderr
+    assert "Was it removed meanwhile" in ran.stderr

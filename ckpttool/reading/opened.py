@@ -12,7 +12,7 @@ from types import TracebackType
 from ckpttool.errors import CkpttoolError, NotFoundError, UnreadableError, UnsupportedError
 from ckpttool.reading.storage import storage_of
 
-__all__ = ["OpenedFile", "not_a_file", "unreadable"]
+__all__ = ["REMOVED", "OpenedFile", "not_a_file", "unreadable"]
 
 
 class OpenedFile:
@@ -79,9 +79,17 @@ def not_a_file(path: Path) -> UnsupportedError:
     )
 
 
+REMOVED = "Was it removed meanwhile, by a run that goes on? Then try again."
+"""The hint for a file that was there when its directory was listed."""
+
+
 def unreadable(path: Path, error: OSError) -> UnreadableError:
     """The error for what the storage refuses."""
-    return UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path)
+    return UnreadableError(
+        f"{path}: cannot be read ({error.strerror})",
+        path=path,
+        hint=REMOVED if isinstance(error, FileNotFoundError) else None,
+    )
 
 
 def _error_for(path: Path, error: OSError) -> CkpttoolError:

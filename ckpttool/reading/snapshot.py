@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ckpttool.errors import UnreadableError
+from ckpttool.reading.opened import REMOVED
 from ckpttool.reading.storage import Item, storage_of
 
 __all__ = ["Snapshot", "StorageError"]
 
 T = TypeVar("T")
 
-_BY_NAME = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT, errno.ENOTDIR})
-"""Errors that the name itself explains."""
+_HINTS = {errno.ENOENT: REMOVED, errno.ENOTDIR: None, errno.ELOOP: None, errno.ENAMETOOLONG: None}
+"""Hints of errors that need another than most, or none."""
 
 
 class StorageError(UnreadableError, OSError):
@@ -30,7 +31,7 @@ class StorageError(UnreadableError, OSError):
         super().__init__(
             f"{path}: cannot be read ({error.strerror})",
             path=path,
-            hint=None if error.errno in _BY_NAME else "Does it belong to another user, or is its disk away?",
+            hint=_HINTS.get(error.errno or 0, "Does it belong to another user, or is its disk away?"),
         )
         self.errno, self.strerror, self.filename = error.errno, error.strerror, str(path)
 

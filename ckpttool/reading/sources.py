@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ckpttool.errors import UnreadableError
 from ckpttool.reading.descriptors import FilePool
+from ckpttool.reading.opened import unreadable
 from ckpttool.reading.storage import Identity, LocalStorage, RangedFile, storage_of
 from ckpttool.tensors import Extent
 
@@ -138,7 +139,7 @@ class Sources:
             with self._pool.use(path) as file:
                 return Source(path, file.nbytes, file.identity, lambda: self._pool.use(path))
         except OSError as error:
-            raise UnreadableError(f"{path}: cannot be read ({error.strerror})", path=path) from error
+            raise unreadable(path, error) from error
 
     def _open(self, path: Path) -> RangedFile:
         """Open a file for the first time, or again."""

@@ -42,6 +42,7 @@ class Reason(Enum):
     UNFINISHED = "unfinished or not a checkpoint: no {missing} in it"
     UNKNOWN_NAME = "not named as {layout} names its checkpoints"
     NOT_OF_THE_SERIES = "not named as the other checkpoints are"
+    BROKEN_LINK = "a symbolic link that leads nowhere"
     SAME_FILE = "the same file as {other} ({link})"
     ONLY_BEST = f"a best checkpoint that has no other name here; {parameter('include', '{name}')} takes it"
     COPY = "a copy of {other} (same size, same samples)"

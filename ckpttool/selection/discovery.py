@@ -93,6 +93,12 @@ def discover(
 
 def _discover(directory: Path, asked: _Request, snapshot: Snapshot) -> Discovery:
     everything = list_directory(directory, snapshot)
+    if not everything and snapshot.names(directory):
+        there = first_names(snapshot.names(directory))
+        raise NotFoundError(
+            f"{directory}: no checkpoints, but links that lead nowhere or pipes: {there}",
+            path=directory,
+        )
     hidden = asked.hidden(everything)
     listing = {name: inner for name, inner in everything.items() if name not in hidden}
     try:
@@ -121,6 +127,7 @@ def _discover(directory: Path, asked: _Request, snapshot: Snapshot) -> Discovery
     skipped = [
         *_hidden_checkpoints(directory, found, everything, hidden),
         *twins,
+        *_broken_links(directory, found, snapshot),
         *(Ignored(directory / each.name, each.reason, each.code) for each in found.ignored),
         *_explained(directory, found, entries, opener),
     ]
@@ -211,6 +218,13 @@ def _hidden_checkpoints(
     """The checkpoints of this layout among the names that the user leaves out."""
     names = classify(found.layout, {name: everything[name] for name in hidden}).entries
     return [Ignored.because(directory / name, hidden[name][0], globs=hidden[name][1]) for name in names]
+
+
+def _broken_links(directory: Path, found: Classified, snapshot: Snapshot) -> list[Ignored]:
+    """The links named as the checkpoints are that lead nowhere: what they led to was moved or removed."""
+    templates = {template_of(name) for name in found.entries}
+    broken = (name for name, item in snapshot.list(directory).items() if item.kind == "missing")
+    return [Ignored.because(directory / name, Reason.BROKEN_LINK) for name in broken if template_of(name) in templates]
 
 
 def _marked(text: str) -> str:
