@@ -74,3 +74,26 @@ def test_a_hangup_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
         process.communicate(timeout=60)
     assert process.returncode == 0
     assert (tmp_path / "out.pt").exists()
+
+
+def test_an_interrupt_while_the_command_line_is_imported_shows_no_traceback(tmp_path: Path) -> None:
+    script = """
+import importlib.abc, runpy, sys
+
+class Interrupts(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "click":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupts())
+runpy.run_module("ckpttool", run_name="__main__")
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        check=False,
+    )
+    assert ran.returncode == 130
+    assert ran.stderr == b"Interrupted: nothing was written.\n"
