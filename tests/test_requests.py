@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 from commands import Ran
 from safetensors.torch import load_file, save_file
 
 import ckpttool as ct
+from ckpttool.cli import COMMANDS, group
 from ckpttool.errors import NotFoundError, UnreadableError, UsageError
 
 Run = Callable[..., Ran]
@@ -290,3 +293,29 @@ def test_a_missing_configuration_is_not_found(directory: Path, tmp_path: Path) -
 def test_nothing_to_read_is_a_usage_error(directory: Path) -> None:
     with pytest.raises(UsageError):
         ct.average([], "x.pt")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_environment_variable_of_an_option_is_named_by_the_option(command: str) -> None:
+    with click.Context(group, info_name="ckpttool") as context:
+        found = group.get_command(context, command)
+        assert found is not None
+        options = [each for each in found.params if isinstance(each, click.Option) and each.name != "help"]
+        assert len(options) > 10
+        for option in options:
+            typed = [name[2:] for name in option.opts if name.startswith("--")]
+            names = [f"CKPTTOOL_{command}_{name}".replace("-", "_").upper() for name in typed]
+            assert option.envvar in names
+
+
+def test_an_option_of_another_name_than_its_parameter_is_read_from_the_environment(
+    tmp_path: Path, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        torch.save({"w": torch.ones(2)}, tmp_path / f"model_{step}.pt")
+    monkeypatch.setenv("CKPTTOOL_AVERAGE_JSON", "1")
+    assert json.loads(run("average", tmp_path, "-n").stdout)["command"] == "average"
+    monkeypatch.setenv("CKPTTOOL_AVERAGE_JSON", "0")
+    assert run("average", tmp_path, "-n").stdout.startswith("number\t")
+    monkeypatch.setenv("CKPTTOOL_AVERAGE_JSON", "maybe")
+    assert run("average", tmp_path, "-n").exit_code == 2

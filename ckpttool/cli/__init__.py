@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -88,12 +89,21 @@ COMMANDS = {
 """Each command's module and function, and its line in the group's help. Only the command that runs is imported."""
 
 
+def _variable(command: str, option: click.Option) -> str | None:
+    """The environment variable of an option: named by what is typed, and not by the parameter that it becomes."""
+    long = next((name for name in option.opts if name.startswith("--")), None)
+    return None if long is None else re.sub(r"\W", "_", f"CKPTTOOL_{command}_{long[2:]}").upper()
+
+
 class _Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
         module, _, function = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), function)
+        for option in command.params:
+            if isinstance(option, click.Option) and option.envvar is None and option.allow_from_autoenv:
+                option.envvar = _variable(cmd_name, option)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
