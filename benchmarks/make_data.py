@@ -56,7 +56,17 @@ def write_shards(directory: Path, names: list[str], values: np.ndarray, dtype: s
         places.update(dict.fromkeys(group, file))
     index = {"metadata": {"total_size": len(names) * values.nbytes}, "weight_map": places}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    (directory / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    layers = len({name.split(".")[2] for name in names if ".layers." in name})
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": layers}
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def llama_names(count: int) -> list[str]:
+    """About `count` names of tensors as Llama has them, since mergekit wants the tensors that it knows."""
+    parts = [f"self_attn.{each}_proj" for each in "qkvo"] + [f"mlp.{each}_proj" for each in ("gate", "up", "down")]
+    parts += ["input_layernorm", "post_attention_layernorm"]
+    layers = [f"model.layers.{layer}.{part}.weight" for layer in range(count // len(parts)) for part in parts]
+    return ["model.embed_tokens.weight", *layers, "model.norm.weight", "lm_head.weight"]
 
 
 def write_torch(path: Path, names: list[str], values: np.ndarray, dtype: str, step: int) -> None:
@@ -89,6 +99,8 @@ def main() -> None:
     itemsize = 4 if dtype == "float32" else 2
     columns = max(1, megabytes * 1_000_000 // (tensors * ROWS * itemsize))
     names = [f"model.layers.{index:06d}.weight" for index in range(tensors)]
+    if kind == "shards":
+        names = llama_names(tensors)
     directory.mkdir(parents=True, exist_ok=True)
     for member in range(members):
         step = 1000 * (member + 1)

@@ -100,7 +100,11 @@ PEERS: dict[str, Callable[[str, list[str]], None]] = {
 def main() -> None:
     """Average."""
     name, output, *inputs = sys.argv[1:]
-    if (name == "mergekit") != Path(inputs[0]).is_dir() or (name == "numpy-loop" and "bfloat16" in inputs[0]):
+    cannot = {
+        "mergekit": not Path(inputs[0]).is_dir(),
+        "numpy-loop": not inputs[0].endswith(".safetensors") or "bfloat16" in inputs[0],  # numpy has no bfloat16
+    }
+    if cannot.get(name, Path(inputs[0]).is_dir()):
         sys.exit(NOT_HERE)
     try:
         PEERS[name](output, inputs)
