@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ckpttool.errors import UnreadableError, UnsupportedError
-from ckpttool.formats import refuse_pipe
 from ckpttool.formats.pickles.inert import Inert
 from ckpttool.formats.pytorch.file import no_garbage, read_graph
 from ckpttool.formats.pytorch.tensors import TensorReader
 from ckpttool.formats.pytorch.tree import items_of
-from ckpttool.reading.snapshot import Snapshot
 from ckpttool.tensors import TensorSpec
 from ckpttool.text import parameter
 
@@ -172,7 +170,6 @@ class _File:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[dict[Any, Any], _File]]:
-    refuse_pipe(path, Snapshot())
     with no_garbage(), read_graph(path) as (graph, storages, _):
         file = _File(path, TensorReader(storages))
         yield file.mapping(graph, "the whole"), file
